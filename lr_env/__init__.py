@@ -1,0 +1,30 @@
+"""lr-env: learning-rate control as a reinforcement-learning environment.
+
+``import lr_env`` registers ``LearningRate-v0`` with Gymnasium.
+"""
+
+import gymnasium as gym
+
+from lr_env.env import LearningRateEnv
+from lr_env.mdp import MDP
+from lr_env.tasks import NoisyQuadratic, Task, TaskFamily, make_task, register_task, task_names
+from lr_env.vector_env import LearningRateVectorEnv
+
+__all__ = [
+    "MDP",
+    "LearningRateEnv",
+    "LearningRateVectorEnv",
+    "NoisyQuadratic",
+    "Task",
+    "TaskFamily",
+    "make_task",
+    "register_task",
+    "task_names",
+]
+__version__ = "0.1.0"
+
+gym.register(
+    id="LearningRate-v0",
+    entry_point="lr_env.env:LearningRateEnv",
+    vector_entry_point="lr_env.vector_env:LearningRateVectorEnv",
+)

@@ -1,0 +1,248 @@
+"""The single environment, and the specification of ``LearningRate-v0``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from lr_env.episodes import Episodes
+from lr_env.mdp import MDP
+from lr_env.rendering import render_training
+from lr_env.seeding import check_seed
+from lr_env.tasks import Task, TaskFamily
+from lr_env.tasks.task import SplitName
+from lr_env.training import Evaluation
+from lr_env.training.gradients import Engine
+
+
+class LearningRateEnv(gym.Env[np.ndarray, Any]):
+    """The SGD training of a model as a Markov decision process (Xu et al. 2017, arXiv 1705.11159).
+
+    ## Description
+
+    An episode is one training of ``horizon`` SGD steps. At each step the minibatch loss and gradient at the weights ``w_t`` are
+    computed, the agent observes them, and the rate that it chooses is applied to that very gradient:
+    ``w_{t+1} = w_t − η_t · u_t``, with the optimizer's direction ``u_t`` at unit rate. One forward and one backward pass a step.
+
+    ```python
+    import gymnasium as gym
+    import lr_env  # registers the environment
+
+    env = gym.make("LearningRate-v0", task="digits-mlp")
+    ```
+
+    ## Observation space
+
+    ``Box(-10, 10, (F,), float32)``, one entry per feature in the order given. All logarithms are base 10, all features are clipped to
+    ±10 and need no further normalisation. ℓ: minibatch loss; b: its lower bound (0 for classification); g: gradient; u: direction; w:
+    weights; η: rate in force (the last one applied; before the first decision the initial one); T: horizon; EMA₅: exponential moving
+    average over 5 SGD steps.
+
+    | Feature | Formula | Typical range | Unit |
+    |---|---|---|---|
+    | ``log_loss`` | log(ℓ − b) | −4 to 1 | decades |
+    | ``loss_ratio`` | EMA₅(log(ℓ − b)) − log(ℓ₀ − b) | −4 to 1 | decades |
+    | ``loss_trend`` | 10·(EMA₅ − EMA₂₀)(log(ℓ − b)) | −5 to 5 | decades / 10 |
+    | ``loss_trend_of_horizon`` | 10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b)) | −5 to 5 | decades / 10 |
+    | ``log_gradient_norm`` | log ‖g‖ | −4 to 2 | decades |
+    | ``gradient_norm_ratio`` | log ‖g‖ − log ‖g₀‖ | −4 to 2 | decades |
+    | ``gradient_cosine`` | ⟨g, g₋₁⟩ / (‖g‖ ‖g₋₁‖); 0 at the first step | −1 to 1 | 1 |
+    | ``gradient_cosine_average`` | EMA₅ of ``gradient_cosine`` | −1 to 1 | 1 |
+    | ``log_rate`` | log η | −6 to 2 | decades |
+    | ``predicted_decrease`` | log(η ⟨g, u⟩⁺ / (ℓ − b)) | −4 to 1 | decades |
+    | ``relative_update`` | log(η ‖u‖ / ‖w‖) | −5 to 1 | decades |
+    | ``progress`` | t / T | 0 to 1 | 1 |
+    | ``log_horizon`` | log(T) / 4 | 0 to 1 | 4 decades |
+
+    ``features="scale_free"`` (default): ``predicted_decrease``, ``relative_update``, ``loss_ratio``, ``loss_trend``,
+    ``loss_trend_of_horizon``, ``gradient_cosine``, ``gradient_cosine_average``, ``gradient_norm_ratio``, ``progress``,
+    ``log_horizon``; a loss multiplied by a constant gives the same observations wherever the rates compensate for it.
+    ``features="absolute"``: ``log_loss``, ``loss_trend``, ``loss_ratio``, ``log_gradient_norm``, ``gradient_cosine``, ``log_rate``,
+    ``progress``. A list of feature and set names is accepted too.
+
+    ## Action space
+
+    | ``action`` | Space | Rate |
+    |---|---|---|
+    | ``"relative"`` (default) | ``Box(-1, 1, (1,))`` | log η ← log η + ``max_change`` · a; ``max_change`` = 0.5 decades |
+    | ``"absolute"`` | ``Box(-1, 1, (1,))`` | log-uniform over [``lr_min``, ``lr_max``] |
+    | ``"residual"`` | ``Box(-1, 1, (1,))`` | base · 10^(``decades`` · a); ``decades`` = 1.5; ``base`` is ``"sps"`` (``constant`` · (ℓ − b) / ⟨g, u⟩⁺, ``constant`` = 0.2), or ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"`` times ``initial_rate`` |
+    | ``"discrete"`` | ``Discrete(2k + 1)`` | choice j: log η ← log η + ``max_change`` · (j − k) / k; ``steps`` k = 2 |
+    | ``"rate"`` | ``Box(0, inf, (1,), float64)`` | the action itself; for schedules |
+
+    Options go into a mapping: ``action={"kind": "residual", "base": "cosine"}``. All but ``"rate"`` are clipped to the rate range.
+
+    ## Rewards
+
+    The reduction of a potential, ``Φ(w_t) − Φ(w_{t+1})``: ``reward="log_loss"`` (default): Φ = log10(ℓ − b + ``loss_floor`` · ℓ₀), in
+    decades, ``loss_floor`` = 0; ``reward="loss"``: Φ = ℓ − b. Φ is bounded by 1e-6 · ℓ₀ below and ``divergence`` · ℓ₀ above; rewards
+    are not clipped. Where ℓ comes from:
+
+    | ``reward_on`` | ℓ | Cost |
+    |---|---|---|
+    | ``"next_batch"`` (default) | the minibatch losses that are observed anyway; the first and the last Φ on the reference subset, so that the undiscounted return is exactly Φ(w_0) − Φ(w_T) on it | none |
+    | ``"same_batch"`` | ℓ(B_t; w_t) − ℓ(B_t; w_{t+1}), the paper's as recalled; **does not telescope**: fitting each minibatch in turn pays for ever without progress | one forward pass a step |
+    | ``"reference"`` | ``subset_size`` = 256 fixed examples of the training split, every ``interval`` = 1 steps | one forward pass on them |
+    | ``"validation"`` | the same of the validation split | one forward pass on them |
+    | ``"final"`` | the reference subset, paid once at the end | none |
+
+    Options go into a mapping: ``reward={"kind": "log_loss", "loss_floor": 0.01}``. Use a discount near 1, such as
+    1 − 1 / (10 · decisions): a smaller one prefers rates that are far too small (Wu et al. 2018).
+
+    ## Starting state
+
+    ``reset(seed=s)`` seeds separate streams for the weights, the data order, the family's draws and the initial rate.
+    ``reset()`` without a seed continues with the next training of the same seed. The starting rate is ``initial_rate``, off by
+    ``10**u``, u uniform in ± ``initial_rate_decades`` (0 by default).
+
+    ## Episode end
+
+    - Divergence: the loss is not finite, or ℓ − b > ``divergence`` = 20 times its first value: ``terminated``; Φ goes to its upper
+      bound, so that a diverged return is the worst there is; ``info["diverged"]`` is True.
+    - After ``horizon`` SGD steps: ``terminated`` where ``progress`` is observed (the end is part of the state), else ``truncated``.
+
+    ## Arguments
+
+    | Argument | Default | Meaning |
+    |---|---|---|
+    | ``task`` | ``"digits-mlp"`` | a registered name (``python -m lr_env.tasks`` lists them), a ``Task`` or a ``TaskFamily`` |
+    | ``horizon`` | the task's | SGD steps of an episode |
+    | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adam"``, or ``{"name": "adam", "beta1": 0.95}`` |
+    | ``features``, ``action``, ``reward``, ``reward_on`` | see above | |
+    | ``steps_per_action`` | 1 | SGD steps that share one decision |
+    | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov 1e-5, 10, 0.01; Adam 1e-6, 1, 1e-3 | rate range and start |
+    | ``initial_rate_decades`` | 0 | random offset of the start, decades |
+    | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
+    | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
+    | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
+
+    All arguments but Python objects given as ``task`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such
+    an object ``env.spec.to_json()`` raises. ``max_episode_steps`` is refused: use ``horizon``.
+
+    ## Information
+
+    Both ``reset`` and ``step`` return ``loss`` (ℓ at the observation), ``learning_rate`` (the last one applied), ``step`` (SGD steps
+    so far) and ``diverged``. ``reset`` takes no ``options``.
+
+    ## Beyond Gymnasium
+
+    ``env.unwrapped.get_state()`` and ``set_state(state)`` branch a training; ``env.unwrapped.evaluate(split)`` gives loss and metric
+    of the present weights over a whole split. The global generators of ``random``, NumPy and PyTorch are left as they were found.
+
+    ## Version history
+
+    - v0: initial version. A change of the default features, action, reward, of a feature's formula or of the random streams makes v1.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(
+        self,
+        task: str | Task | TaskFamily = "digits-mlp",
+        horizon: int | None = None,
+        optimizer: str | Mapping[str, Any] = "sgd",
+        features: str | Sequence[str] = "scale_free",
+        action: str | Mapping[str, Any] = "relative",
+        reward: str | Mapping[str, Any] = "log_loss",
+        reward_on: str = "next_batch",
+        steps_per_action: int = 1,
+        lr_min: float | None = None,
+        lr_max: float | None = None,
+        initial_rate: float | None = None,
+        initial_rate_decades: float = 0.0,
+        gradients: Engine = "auto",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
+        mdp = MDP(
+            optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades
+        )
+        self.render_mode = render_mode
+        self.episodes = Episodes(task, 1, mdp, horizon, gradients, dtype)
+        self.observation_space = self.episodes.process.observation_space
+        self.action_space = self.episodes.process.action_space
+        self._members = np.arange(1)
+        self._state = "new"  # then "running" or "ended"
+        self._history: list[tuple[float, float]] = []
+
+    @property
+    def mdp(self) -> MDP:
+        """The decision process, as saved with a controller."""
+        return self.episodes.process.mdp
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts a training: the first of ``seed``, or without a seed the next one.
+
+        Raises:
+            TypeError: If the seed is no integer.
+            ValueError: If the seed is negative or the environment was made with ``max_episode_steps``.
+        """
+        if self.spec is not None and self.spec.max_episode_steps is not None:
+            raise ValueError(f"max_episode_steps={self.spec.max_episode_steps} is not supported: pass horizon= (SGD steps of an episode) instead.")
+        if seed is not None:
+            seed = check_seed(seed)
+        super().reset(seed=seed)
+        if seed is None and self._state == "new":
+            seed = int(self.np_random.integers(2**31))
+        self.episodes.restart(self._members, [seed])
+        self.episodes.begin(self._members)
+        self._state = "running"
+        self._history = []
+        return self.episodes.process.observation()[0], self._info(False)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Applies the chosen rate and takes the next gradient.
+
+        Raises:
+            ResetNeeded: Before the first reset and after the end of an episode.
+            TypeError: If the action is no real number.
+            ValueError: If the action's shape is wrong or it is not a number. The environment stays as it was.
+        """
+        if self._state != "running":
+            raise ResetNeeded(f"The episode is {self._state}: call reset() before step().")
+        actions = self.episodes.process.parse_actions(np.asarray(action)[None])
+        outcome = self.episodes.step(actions)
+        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
+        if terminated or truncated:
+            self._state = "ended"
+        info = self._info(bool(outcome.diverged[0]))
+        return self.episodes.process.observation()[0], float(outcome.rewards[0]), terminated, truncated, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The loss and the rate so far as an image ``(height, width, 3)``, uint8; None without a render mode.
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        if self.render_mode is None:
+            gym.logger.warn('render() was called without a render mode; pass render_mode="rgb_array" to gym.make.')
+            return None
+        if self._state == "new":
+            raise ResetNeeded("Call reset() before render().")
+        losses, rates = (np.array(values) for values in zip(*self._history, strict=True))
+        return render_training(losses, rates, self.episodes.horizon, self.mdp.steps_per_action)
+
+    def evaluate(self, split: SplitName) -> Evaluation:
+        """Mean loss ``(1,)`` and metric ``(1,)`` of the present weights over a split: ``"train"``, ``"validation"`` or ``"test"``."""
+        return self.episodes.evaluate(split)
+
+    def get_state(self) -> dict[str, Any]:
+        """The whole state of the training, to be put back by :meth:`set_state`: branch a training and ask "what if"."""
+        return {"episodes": self.episodes.get_state(self._members), "state": self._state, "history": list(self._history)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Puts back what :meth:`get_state` returned, here or in another environment made with the same arguments."""
+        self.episodes.set_state(state["episodes"], self._members)
+        self._state, self._history = state["state"], list(state["history"])
+
+    def _info(self, diverged: bool) -> dict[str, Any]:
+        loss, rate = float(self.episodes.losses[0]), float(self.episodes.applied_rates[0].mean())
+        if self.render_mode is not None:
+            self._history.append((loss, rate))
+        return {"loss": loss, "learning_rate": rate, "step": int(self.episodes.population.steps[0]), "diverged": diverged}

@@ -1,0 +1,233 @@
+"""How an action becomes a learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from lr_env.mdp.statistics import Statistics
+from lr_env.naming import unknown_name
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """Range and start of the rate. Bounds hold for every action but ``rate``."""
+
+    lowest: float
+    highest: float
+    initial: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.highest) and 0 < self.lowest < self.highest):
+            raise ValueError(f"lr_min and lr_max must satisfy 0 < lr_min < lr_max < inf, but lr_min={self.lowest} and lr_max={self.highest} were given.")
+        if not self.lowest <= self.initial <= self.highest:
+            raise ValueError(f"initial_rate must be within [lr_min, lr_max] = [{self.lowest}, {self.highest}], but {self.initial} was given.")
+
+
+class Action(Protocol):
+    """A mapping from actions to rates."""
+
+    needs: frozenset[str]
+
+    def space(self, num_groups: int) -> gym.Space[Any]:
+        """The action space of one training with ``num_groups`` parameter groups."""
+        ...
+
+    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
+        """log10 of the rates ``(N, G)`` in force before the first decision, or None for the initial rate."""
+        ...
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """log10 of the rates ``(N, G)`` before clipping to the range; ``action`` is ``(N, G)``, within its space."""
+        ...
+
+
+def _box(num_groups: int) -> gym.Space[Any]:
+    return gym.spaces.Box(-1.0, 1.0, (num_groups,), np.float32)
+
+
+class _Continuous:
+    """Actions in [−1, 1], one per parameter group."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def space(self, num_groups: int) -> gym.Space[Any]:
+        """Box [−1, 1] of shape ``(G,)``."""
+        return _box(num_groups)
+
+    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
+        """None: the initial rate."""
+        return None
+
+
+@dataclass(frozen=True)
+class RelativeAction(_Continuous):
+    """Each decision moves the rate: ``log η ← log η + max_change · a``.
+
+    Attributes:
+        max_change: Largest change of one decision, decades, > 0.
+    """
+
+    max_change: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive("max_change", self.max_change)
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """See :class:`Action`."""
+        return statistics.log_rate + self.max_change * action
+
+
+@dataclass(frozen=True)
+class AbsoluteAction(_Continuous):
+    """The action is the rate, log-uniform over ``[lr_min, lr_max]``."""
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """See :class:`Action`."""
+        low, high = math.log10(rates.lowest), math.log10(rates.highest)
+        return low + (action + 1) / 2 * (high - low)
+
+
+BASE_SCHEDULES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "constant": np.ones_like,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + np.cos(np.pi * progress)) / 2,
+    "step": lambda progress: np.where(progress < 0.5, 1.0, np.where(progress < 0.75, 0.1, 0.01)),
+}
+"""Shapes of a base schedule: factor on the initial rate against progress in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class ResidualAction:
+    """A correction of a base rate, anew at every decision: ``η = base · 10^(decades · a)`` (Zhu et al. 2026, SOLAR, with a schedule).
+
+    Attributes:
+        base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / ⟨g, u⟩⁺`` (Loizou et al. 2021), which makes the
+            action invariant to the scale of the loss and to the initial rate; or one of :data:`BASE_SCHEDULES` times the initial rate.
+        decades: Largest correction, > 0.
+        constant: Factor of the Polyak step size, > 0.
+    """
+
+    base: str = "sps"
+    decades: float = 1.5
+    constant: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.base != "sps" and self.base not in BASE_SCHEDULES:
+            raise unknown_name("base of a residual action", self.base, ["sps", *BASE_SCHEDULES])
+        _require_positive("decades", self.decades)
+        _require_positive("constant", self.constant)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals of the base rate."""
+        return frozenset({"gradient_dot_direction"}) if self.base == "sps" else frozenset()
+
+    def space(self, num_groups: int) -> gym.Space[Any]:
+        """Box [−1, 1] of shape ``(G,)``."""
+        return _box(num_groups)
+
+    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
+        """The base rate: what the action 0 would choose."""
+        return self.log_rates(np.zeros_like(statistics.log_rate), statistics, rates)
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """See :class:`Action`."""
+        if self.base == "sps":
+            base = math.log10(self.constant) + statistics.log_excess - statistics.log_slope
+        else:
+            factor = BASE_SCHEDULES[self.base](np.maximum(statistics.age, 0) / statistics.horizon)
+            base = math.log10(rates.initial) + np.log10(np.maximum(factor, 1e-12))
+        result: np.ndarray = base[:, None] + self.decades * action
+        return result
+
+
+@dataclass(frozen=True)
+class DiscreteAction:
+    """``Discrete(2k + 1)``: choice j multiplies the rate by ``10^(max_change · (j − k) / k)``. One parameter group only.
+
+    Attributes:
+        steps: k, at least 1.
+        max_change: Largest change of one decision, decades, > 0.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    steps: int = 2
+    max_change: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be an integer >= 1, but {self.steps!r} was given.")
+        _require_positive("max_change", self.max_change)
+
+    def space(self, num_groups: int) -> gym.Space[Any]:
+        """``Discrete(2k + 1)``."""
+        if num_groups != 1:
+            raise ValueError("A discrete action needs exactly one parameter group; use a continuous action for more.")
+        return gym.spaces.Discrete(2 * self.steps + 1)
+
+    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
+        """None: the initial rate."""
+        return None
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """See :class:`Action`."""
+        return statistics.log_rate + self.max_change * (action - self.steps) / self.steps
+
+
+@dataclass(frozen=True)
+class RateAction:
+    """The action is the raw rate, ≥ 0, not clipped to the range; for schedules and rules."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def space(self, num_groups: int) -> gym.Space[Any]:
+        """Box [0, ∞) of shape ``(G,)``, float64 so that a schedule's rates are taken exactly."""
+        return gym.spaces.Box(0.0, np.inf, (num_groups,), np.float64)
+
+    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
+        """None: the initial rate."""
+        return None
+
+    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """See :class:`Action`; −∞ for a rate of 0."""
+        with np.errstate(divide="ignore"):
+            result: np.ndarray = np.log10(action)
+        return result
+
+
+ACTIONS: Mapping[str, Callable[..., Action]] = {
+    "relative": RelativeAction,
+    "absolute": AbsoluteAction,
+    "residual": ResidualAction,
+    "discrete": DiscreteAction,
+    "rate": RateAction,
+}
+"""Action kinds by name."""
+
+
+def make_action(specification: str | Mapping[str, Any]) -> Action:
+    """The action of a kind's name, or of ``{"kind": "residual", "base": "cosine"}`` with options.
+
+    Raises:
+        ValueError: If the kind or an option is unknown or out of range.
+    """
+    options = {"kind": specification} if isinstance(specification, str) else dict(specification)
+    kind = options.pop("kind", None)
+    if kind not in ACTIONS:
+        raise unknown_name("action", kind, ACTIONS)
+    valid = [field.name for field in fields(ACTIONS[kind])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of action {kind!r}", option, valid)
+    return ACTIONS[kind](**options)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ValueError(f"{name} must be a finite number > 0, but {value!r} was given.")

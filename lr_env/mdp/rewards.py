@@ -1,0 +1,99 @@
+"""The reward: reduction of the loss, as a difference of potentials ``Φ(w_t) − Φ(w_{t+1})``.
+
+A difference of potentials telescopes: what a controller earns in a training is what it reduced, whatever the way. So neither an
+early divergence, nor raising the loss first, nor sitting at a clip pays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lr_env.naming import unknown_name
+
+REWARDS = ("loss", "log_loss")
+REWARD_SOURCES = ("next_batch", "same_batch", "reference", "validation", "final")
+
+POTENTIAL_FLOOR = 1e-6
+"""The potential's loss is not taken below this fraction of its first value."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What is rewarded.
+
+    Attributes:
+        kind: ``"loss"``: Φ = ℓ − b. ``"log_loss"``: Φ = log10(ℓ − b + loss_floor · ℓ₀), in decades.
+        source: Where ℓ comes from. ``"next_batch"``: the minibatch loss, with the first and the last potential on the reference
+            subset; free and noisy. ``"same_batch"``: ``ℓ(B_t; w_t) − ℓ(B_t; w_{t+1})``, Xu et al. 2017 as recalled; one more forward
+            pass; **does not telescope**: fitting each minibatch in turn pays for ever without progress. ``"reference"``: a fixed
+            subset of the training split. ``"validation"``: a fixed subset of the validation split. ``"final"``: the reference
+            subset, paid once at the end.
+        interval: SGD steps between evaluations of ``"reference"`` and ``"validation"``; the last step is always evaluated.
+        loss_floor: Floor of the logarithm relative to ℓ₀, ≥ 0; keeps the noise of small losses from drowning the rest.
+        divergence: A training has diverged where its loss is not finite or ``ℓ − b > divergence · (ℓ₀ − b)``; > 1.
+        subset_size: Examples of the reference and validation subsets.
+    """
+
+    kind: str = "log_loss"
+    source: str = "next_batch"
+    interval: int = 1
+    loss_floor: float = 0.0
+    divergence: float = 20.0
+    subset_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.kind not in REWARDS:
+            raise unknown_name("reward", self.kind, REWARDS)
+        if self.source not in REWARD_SOURCES:
+            raise unknown_name("reward_on", self.source, REWARD_SOURCES)
+        for name in ("interval", "subset_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"The reward's {name} must be an integer >= 1, but {value!r} was given.")
+        if not 0 <= self.loss_floor < math.inf:
+            raise ValueError(f"The reward's loss_floor must be a finite number >= 0, but {self.loss_floor!r} was given.")
+        if not 1 < self.divergence < math.inf:
+            raise ValueError(f"The reward's divergence must be a finite number > 1, but {self.divergence!r} was given.")
+
+    def potential(self, losses: np.ndarray, first_excess: np.ndarray, lower_bound: float) -> np.ndarray:
+        """Φ ``(N,)`` of losses ``(N,)``; infinite and undefined losses count as the worst potential there is.
+
+        Args:
+            losses: ``(N,)``.
+            first_excess: ``ℓ₀ − b``, ``(N,)``, > 0.
+            lower_bound: b.
+        """
+        bounded = np.fmin(losses - lower_bound, self.divergence * first_excess)
+        bounded = np.where(np.isnan(losses), self.divergence * first_excess, np.maximum(bounded, POTENTIAL_FLOOR * first_excess))
+        if self.kind == "loss":
+            return bounded
+        result: np.ndarray = np.log10(bounded + self.loss_floor * first_excess)
+        return result
+
+    def worst_potential(self, first_excess: np.ndarray) -> np.ndarray:
+        """Φ ``(N,)`` of a diverged training."""
+        return self.potential(np.full(first_excess.shape, np.nan), first_excess, 0.0)
+
+    def has_diverged(self, losses: np.ndarray, first_excess: np.ndarray, lower_bound: float) -> np.ndarray:
+        """Booleans ``(N,)``."""
+        # Written so that a loss that is not a number counts as diverged.
+        return np.logical_not(losses - lower_bound <= self.divergence * first_excess)
+
+
+def make_reward(specification: str | Mapping[str, Any], reward_on: str) -> Reward:
+    """The reward of a kind's name, or of ``{"kind": "log_loss", "loss_floor": 0.01}`` with options.
+
+    Raises:
+        ValueError: If a name is unknown or an option is out of range.
+    """
+    options = {"kind": specification} if isinstance(specification, str) else dict(specification)
+    valid = [name for name in Reward.__dataclass_fields__ if name != "source"]
+    for option in options:
+        if option not in valid:
+            raise unknown_name("option of the reward", option, valid)
+    return Reward(source=reward_on, **options)

@@ -1,0 +1,20 @@
+"""Error messages for names that do not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(what: str, given: object, valid: Iterable[str]) -> ValueError:
+    """An error that says what was given, the nearest valid names and all valid names.
+
+    Args:
+        what: What the name stands for, such as ``"task"``.
+        given: What the user gave.
+        valid: All names that would have been accepted.
+    """
+    names = sorted(valid)
+    nearest = difflib.get_close_matches(str(given), names, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
+    return ValueError(f"Unknown {what} {given!r}.{hint} Valid: {', '.join(names)}.")

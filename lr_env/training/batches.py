@@ -1,0 +1,122 @@
+"""The minibatches of a population: every member walks through its own order of the same data, or through fresh samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lr_env.tasks.family import TaskFamily
+from lr_env.tasks.task import Data, epoch_order
+
+SAMPLES_AHEAD = 64
+"""Batches that a sampler draws at once."""
+
+
+class Batches:
+    """The current minibatch of each of N members.
+
+    Args:
+        family: Where batches come from.
+        num_members: N.
+        dtype: Floating-point type of inputs and floating-point targets.
+    """
+
+    def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype) -> None:
+        task = family.task
+        self._task, self._dtype = task, dtype
+        self._generators: list[np.random.Generator] = [np.random.default_rng(0)] * num_members
+        self._cursor = np.zeros(num_members, np.int64)
+        self._rows = np.arange(num_members)
+        self.input_scales = torch.ones(num_members, dtype=dtype) if family.varies else None
+        if isinstance(task.data, Data):
+            self._inputs, self._targets = self.cast(task.data.train.inputs), self.cast(task.data.train.targets)
+            self._num_batches = len(self._inputs) // task.batch_size
+            self._order = np.zeros((num_members, self._num_batches, task.batch_size), np.int64)
+        else:
+            example_inputs, example_targets = task.data.sample(np.random.default_rng(0), 1)
+            shape = (num_members, SAMPLES_AHEAD, task.batch_size)
+            self._inputs = torch.zeros((*shape, *example_inputs.shape[1:]), dtype=dtype)
+            self._targets = self.cast(torch.zeros((*shape, *example_targets.shape[1:]), dtype=example_targets.dtype))
+            self._num_batches = SAMPLES_AHEAD
+
+    def cast(self, values: Tensor) -> Tensor:
+        """Floating-point values in the population's type, others as they are."""
+        return values.to(self._dtype) if values.is_floating_point() else values
+
+    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray) -> None:
+        """Puts members ``(K,)`` at the first batch of a new order."""
+        for member, seed in zip(members, seeds, strict=True):
+            self._generators[member] = np.random.default_rng(seed)
+            self._begin_epoch(member)
+        self._cursor[members] = 0
+        if self.input_scales is not None:
+            self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self._dtype)
+
+    def advance(self, members: np.ndarray | None = None) -> None:
+        """Moves members ``(K,)``, or all, to their next batch."""
+        if members is None:
+            self._cursor += 1
+            finished = self._cursor == self._num_batches
+        else:
+            self._cursor[members] += 1
+            finished = self._cursor == self._num_batches
+        if finished.any():
+            for member in np.flatnonzero(finished):
+                self._begin_epoch(member)
+            self._cursor[finished] = 0
+
+    def current(self) -> tuple[Tensor, Tensor]:
+        """Inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
+        if isinstance(self._task.data, Data):
+            indices = torch.from_numpy(self._order[self._rows, self._cursor])
+            flat = indices.view(-1)
+            inputs = self._inputs.index_select(0, flat).unflatten(0, indices.shape)
+            targets = self._targets.index_select(0, flat).unflatten(0, indices.shape)
+        else:
+            rows, cursor = torch.from_numpy(self._rows), torch.from_numpy(self._cursor)
+            inputs, targets = self._inputs[rows, cursor], self._targets[rows, cursor]
+        if self.input_scales is not None:
+            inputs = inputs * self.input_scales.view(-1, *[1] * (inputs.dim() - 1))
+        return inputs, targets
+
+    def get_state(self, members: np.ndarray) -> dict[str, Any]:
+        """Plain data from which :meth:`set_state` restores these members."""
+        rows = torch.from_numpy(members)
+        state: dict[str, Any] = {
+            "cursor": self._cursor[members],
+            "generators": [self._generators[member].bit_generator.state for member in members],
+        }
+        if isinstance(self._task.data, Data):
+            state["order"] = self._order[members]
+        else:
+            state["samples"] = (self._inputs[rows], self._targets[rows])
+        if self.input_scales is not None:
+            state["input_scales"] = self.input_scales[rows]
+        return state
+
+    def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
+        """Restores what :meth:`get_state` returned into members ``(K,)``."""
+        rows = torch.from_numpy(members)
+        self._cursor[members] = state["cursor"]
+        for member, generator_state in zip(members, state["generators"], strict=True):
+            self._generators[member] = np.random.default_rng()
+            self._generators[member].bit_generator.state = generator_state
+        if "order" in state:
+            self._order[members] = state["order"]
+        else:
+            self._inputs[rows], self._targets[rows] = state["samples"]
+        if self.input_scales is not None:
+            self.input_scales[rows] = state["input_scales"]
+
+    def _begin_epoch(self, member: int) -> None:
+        generator = self._generators[member]
+        if isinstance(self._task.data, Data):
+            self._order[member] = epoch_order(generator, len(self._inputs), self._task.batch_size)
+        else:
+            inputs, targets = self._task.data.sample(generator, SAMPLES_AHEAD * self._task.batch_size)
+            shape = (SAMPLES_AHEAD, self._task.batch_size)
+            self._inputs[member] = inputs.unflatten(0, shape).to(self._inputs.dtype)
+            self._targets[member] = targets.unflatten(0, shape).to(self._targets.dtype)
