@@ -194,7 +194,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self.episodes.begin(self._members)
         self._state = "running"
         self._history = []
-        return self.episodes.process.observation()[0], self._info(False)
+        return self.episodes.observation()[0], self._info(False)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Applies the chosen rate and takes the next gradient.
@@ -212,7 +212,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         if terminated or truncated:
             self._state = "ended"
         info = self._info(bool(outcome.diverged[0]))
-        return self.episodes.process.observation()[0], float(outcome.rewards[0]), terminated, truncated, info
+        return self.episodes.observation()[0], float(outcome.rewards[0]), terminated, truncated, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """The loss and the rate so far as an image ``(height, width, 3)``, uint8; None without a render mode.
@@ -242,7 +242,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self._state, self._history = state["state"], list(state["history"])
 
     def _info(self, diverged: bool) -> dict[str, Any]:
-        loss, rate = float(self.episodes.losses[0]), float(self.episodes.applied_rates[0].mean())
+        loss, rate = float(self.episodes.losses[0]), float(self.episodes.applied_rates[0, 0])
         if self.render_mode is not None:
             self._history.append((loss, rate))
         return {"loss": loss, "learning_rate": rate, "step": int(self.episodes.population.steps[0]), "diverged": diverged}

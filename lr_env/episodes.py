@@ -62,15 +62,16 @@ class Episodes:
         self.num_members = num_members
         self.lower_bound = self.family.task.loss_lower_bound
         optimizer, _ = make_optimizer(mdp.optimizer)
-        self.population = Population(self.family, num_members, optimizer, gradients=gradients, dtype=dtype)
-        self.process = mdp.begin(num_members, self.population.num_groups, self.horizon, self.lower_bound)
+        num_groups = 1
+        self.process = mdp.begin(num_members, num_groups, self.horizon, self.lower_bound)
+        self.population = Population(self.family, num_members, optimizer, signals=self.process.needs, gradients=gradients, dtype=dtype)
         self.reward = self.process.reward
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.first_excess = np.ones(num_members)
         self.potential = np.zeros(num_members)
         self.losses = np.zeros(num_members)
-        self.applied_rates = np.zeros((num_members, self.population.num_groups))
+        self.applied_rates = np.zeros((num_members, num_groups))
         self._subset_split: SplitName = "validation" if self.reward.source == "validation" else "train"
         self._subset = self._draw_subset()
 
@@ -87,12 +88,13 @@ class Episodes:
             streams.append(Streams.of(self.seeds[member], int(self.episode[member])))
         self.population.restart(members, streams)
         self.process.restart(members, [stream.noise for stream in streams])
-        self.applied_rates[members] = 10.0 ** self.process.statistics.log_rate[members]
+        self.applied_rates[members] = 10.0 ** self.process.statistics.log_rates[members]
 
     def begin(self, members: np.ndarray) -> None:
         """Takes the first gradient of restarted members ``(K,)``."""
-        self._compute(None if len(members) == self.num_members else members)
-        self._begin_potential(members)
+        with np.errstate(all="ignore"):  # other members may have diverged
+            self._compute(None if len(members) == self.num_members else members)
+            self._begin_potential(members)
 
     def step(self, actions: np.ndarray, members: np.ndarray | None = None, restarting: np.ndarray | None = None) -> Outcome:
         """One decision: the chosen rate is applied to the gradient at hand, and for ``steps_per_action − 1`` steps more.
@@ -102,37 +104,53 @@ class Episodes:
             members: Members ``(K,)`` that act; None for all.
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
+        with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
+            return self._step(actions, members, restarting)
+
+    def observation(self) -> np.ndarray:
+        """Observations ``(N, F)``, float32; a fresh array."""
+        with np.errstate(all="ignore"):
+            return self.process.observation()
+
+    def _step(self, actions: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
         rates = self.process.act(actions, members)
-        active = np.arange(self.num_members) if members is None else members
-        self.applied_rates[active] = rates[active]
+        self.applied_rates[_rows(members)] = rates[_rows(members)]
         outcome = Outcome(*(np.zeros(self.num_members, kind) for kind in (np.float64, bool, bool, bool)))
         for _ in range(self.process.mdp.steps_per_action):
-            everyone = None if len(active) == self.num_members else active
-            before = self.losses.copy()
-            self.population.update(rates, everyone)
-            after = self.population.current_batch_losses() if self.reward.source == "same_batch" else None
-            self.population.advance(everyone)
-            computed = active if restarting is None else np.union1d(active, restarting)
-            self._compute(None if len(computed) == self.num_members else computed)
-            if restarting is not None:
-                self._begin_potential(restarting)
-                restarting = None
-            diverged = self.reward.has_diverged(self.losses[active], self.first_excess[active], self.lower_bound)
-            outcome.diverged[active] = diverged
-            if after is not None:
-                outcome.rewards[active] += self._same_batch_rewards(before[active], after[active], diverged, active)
-            ended = diverged | (self.population.steps[active] >= self.horizon)
+            self._step_once(rates, members, restarting, outcome)
+            restarting = None
+            ended = outcome.terminated | outcome.truncated
             if ended.any():
-                ends = active[ended]
-                self._mark_ends(outcome, ends)
-                if self.reward.source != "same_batch":
-                    self._pay(outcome, ends, at_end=True)
-                active = active[~ended]
-                if len(active) == 0:
-                    break
-        if len(active) and self.reward.source not in ("same_batch", "final"):
-            self._pay(outcome, active, at_end=False)
+                members = np.flatnonzero(~ended) if members is None else members[~ended[members]]
+                if len(members) == 0:
+                    return outcome
+        if self.reward.source not in ("same_batch", "final"):
+            self._pay(outcome, members)
         return outcome
+
+    def _step_once(self, rates: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None, outcome: Outcome) -> None:
+        """One SGD step of the acting members; marks those that ended, and pays them."""
+        rows = _rows(members)
+        self.population.update(rates, members)
+        on_same_batch = (self.losses.copy(), self.population.current_batch_losses()) if self.reward.source == "same_batch" else None
+        self.population.advance(members)
+        computed = members if restarting is None or members is None else np.union1d(members, restarting)
+        self._compute(None if computed is None or len(computed) == self.num_members else computed)
+        if restarting is not None:
+            self._begin_potential(restarting)
+        diverged = self.reward.has_diverged(self.losses[rows], self.first_excess[rows], self.lower_bound)
+        outcome.diverged[rows] = diverged
+        if on_same_batch is not None:
+            before, after = on_same_batch
+            outcome.rewards[rows] += self._same_batch_rewards(before[rows], after[rows], diverged, rows)
+        ended = diverged | (self.population.steps[rows] >= self.horizon)
+        if ended.any():
+            ends = np.flatnonzero(ended) if members is None else members[ended]
+            # An end that the controller can see coming is a termination (Pardo et al. 2018), another one a truncation.
+            outcome.terminated[ends] = outcome.diverged[ends] | self.process.observes_progress
+            outcome.truncated[ends] = ~outcome.terminated[ends]
+            if self.reward.source != "same_batch":
+                self._pay(outcome, ends, at_end=True)
 
     def evaluate(self, split: SplitName) -> Evaluation:
         """Mean loss and metric of all members over a whole split, in evaluation mode."""
@@ -157,10 +175,8 @@ class Episodes:
             getattr(self, name)[members] = state[name]
 
     def _compute(self, members: np.ndarray | None) -> None:
-        self.population.compute_gradients(members)
-        signals = self.population.signals(self.process.needs)
-        rows: np.ndarray | slice = slice(None) if members is None else members
-        self.losses[rows] = signals.losses[rows]
+        signals = self.population.compute_gradients(members)
+        self.losses[_rows(members)] = signals.values[0, _rows(members)]
         self.process.observe(signals, members)
 
     def _begin_potential(self, members: np.ndarray) -> None:
@@ -171,43 +187,40 @@ class Episodes:
     def _subset_losses(self) -> np.ndarray:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
-    def _same_batch_rewards(self, before: np.ndarray, after: np.ndarray, diverged: np.ndarray, members: np.ndarray) -> np.ndarray:
-        first_excess = self.first_excess[members]
-        potential_after = self.reward.potential(after, first_excess, self.lower_bound)
-        potential_after = np.where(diverged, self.reward.worst_potential(first_excess), potential_after)
-        return self.reward.potential(before, first_excess, self.lower_bound) - potential_after
+    def _same_batch_rewards(self, before: np.ndarray, after: np.ndarray, diverged: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        after = np.where(diverged, np.inf, after)  # the worst potential
+        first_excess = self.first_excess[rows]
+        return self.reward.potential(before, first_excess, self.lower_bound) - self.reward.potential(after, first_excess, self.lower_bound)
 
-    def _mark_ends(self, outcome: Outcome, ends: np.ndarray) -> None:
-        """An end that the controller can see coming is a termination (Pardo et al. 2018), another one a truncation."""
-        at_horizon = ~outcome.diverged[ends]
-        outcome.terminated[ends] = outcome.diverged[ends] | self.process.observes_progress
-        outcome.truncated[ends] = at_horizon & (not self.process.observes_progress)
-
-    def _pay(self, outcome: Outcome, members: np.ndarray, at_end: bool) -> None:
-        """Pays members ``(K,)`` the reduction of their potential since it was last taken."""
-        if self.reward.source == "next_batch" and not at_end:
+    def _pay(self, outcome: Outcome, members: np.ndarray | None, at_end: bool = False) -> None:
+        """Pays members ``(K,)``, or all, the reduction of their potential since it was last taken."""
+        diverged = outcome.diverged
+        if (self.reward.source == "next_batch" and not at_end) or (at_end and diverged[members].all()):
             losses = self.losses
-        elif at_end and outcome.diverged[members].all():
-            losses = self.losses  # the potential is the worst one anyway
-        elif at_end:
-            losses = self._subset_losses()
         else:
-            steps, previous = self.population.steps[members], self.population.steps[members] - self.process.mdp.steps_per_action
-            members = members[steps // self.reward.interval > previous // self.reward.interval]
-            if len(members) == 0:
-                return
+            if not at_end and self.reward.interval > 1:
+                steps = self.population.steps[_rows(members)]
+                is_due = steps // self.reward.interval > (steps - self.process.mdp.steps_per_action) // self.reward.interval
+                members = np.arange(self.num_members)[_rows(members)][is_due]
+                if len(members) == 0:
+                    return
             losses = self._subset_losses()
-        first_excess = self.first_excess[members]
-        potential = self.reward.potential(losses[members], first_excess, self.lower_bound)
-        potential = np.where(outcome.diverged[members], self.reward.worst_potential(first_excess), potential)
-        outcome.rewards[members] = self.potential[members] - potential
-        self.potential[members] = potential
+        rows = _rows(members)
+        losses = np.where(diverged[rows], np.inf, losses[rows]) if at_end else losses[rows]
+        potential = self.reward.potential(losses, self.first_excess[rows], self.lower_bound)
+        outcome.rewards[rows] = self.potential[rows] - potential
+        self.potential[rows] = potential
 
     def _draw_subset(self) -> np.ndarray:
         size = len(self.family.task.data.split(self._subset_split))
         if self.reward.subset_size >= size:
             return np.arange(size)
         return np.sort(np.random.default_rng(SUBSET_SEED).choice(size, self.reward.subset_size, replace=False))
+
+
+def _rows(members: np.ndarray | None) -> np.ndarray | slice:
+    """An index of members ``(K,)``, or of all without a copy."""
+    return slice(None) if members is None else members
 
 
 def check_known_arguments(unknown: dict[str, Any], valid: Sequence[str]) -> None:

@@ -113,7 +113,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self._ended[members] = False
         for member in members:
             self._histories[member] = []
-        return self.episodes.process.observation(), self._info(members, np.zeros(self.num_envs, bool))
+        return self.episodes.observation(), self._info(members, np.zeros(self.num_envs, bool))
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision of every member.
@@ -136,7 +136,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
                 f"Members {np.flatnonzero(self._ended).tolist()} have ended: call reset(options={{'reset_mask': mask}}) before step()."
             )
         self._ended = outcome.terminated | outcome.truncated
-        observations, info = self.episodes.process.observation(), self._info(everyone, outcome.diverged)
+        observations, info = self.episodes.observation(), self._info(everyone, outcome.diverged)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
             observations, info = self._reset_in_same_step(observations, info, outcome)
         return observations, outcome.rewards, outcome.terminated, outcome.truncated, info
@@ -211,10 +211,10 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         info = self._info(np.arange(self.num_envs), np.zeros(self.num_envs, bool), recorded=ended)
         info |= {"final_obs": final_observations, "_final_obs": self._ended.copy(), "final_info": final_info, "_final_info": self._ended.copy()}
         self._ended = np.zeros(self.num_envs, bool)
-        return self.episodes.process.observation(), info
+        return self.episodes.observation(), info
 
     def _info(self, members: np.ndarray, diverged: np.ndarray, recorded: np.ndarray | None = None) -> dict[str, Any]:
-        losses, rates = self.episodes.losses, self.episodes.applied_rates.mean(1)
+        losses, rates = self.episodes.losses, self.episodes.applied_rates[:, 0]
         if self.render_mode is not None:
             for member in members if recorded is None else recorded:
                 self._histories[member].append((float(losses[member]), float(rates[member])))

@@ -80,7 +80,7 @@ class RelativeAction(_Continuous):
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`."""
-        return statistics.log_rate + self.max_change * action
+        return statistics.log_rates + self.max_change * action
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class ResidualAction:
 
     def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
         """The base rate: what the action 0 would choose."""
-        return self.log_rates(np.zeros_like(statistics.log_rate), statistics, rates)
+        return self.log_rates(np.zeros_like(statistics.log_rates), statistics, rates)
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`."""
         if self.base == "sps":
-            base = math.log10(self.constant) + statistics.log_excess - statistics.log_slope
+            base = math.log10(self.constant) + statistics.log["loss"] - statistics.log["gradient_dot_direction"]
         else:
             factor = BASE_SCHEDULES[self.base](np.maximum(statistics.age, 0) / statistics.horizon)
             base = math.log10(rates.initial) + np.log10(np.maximum(factor, 1e-12))
@@ -177,7 +177,7 @@ class DiscreteAction:
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`."""
-        return statistics.log_rate + self.max_change * (action - self.steps) / self.steps
+        return statistics.log_rates + self.max_change * (action - self.steps) / self.steps
 
 
 @dataclass(frozen=True)

@@ -40,26 +40,26 @@ _COSINE = frozenset({"gradient_norm_squared", "gradient_dot_previous"})
 FEATURES: Mapping[str, Feature] = {
     feature.name: feature
     for feature in (
-        Feature("log_loss", "log(ℓ − b)", frozenset(), lambda s: s.log_excess),
-        Feature("loss_ratio", "EMA₅(log(ℓ − b)) − log(ℓ₀ − b)", frozenset(), lambda s: s.averages[0] - s.first_log_excess),
-        Feature("loss_trend", "10·(EMA₅ − EMA₂₀)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.averages[0] - s.averages[1])),
-        Feature("loss_trend_of_horizon", "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.averages[2] - s.averages[3])),
-        Feature("log_gradient_norm", "log ‖g‖", _GRADIENT, lambda s: s.log_gradient_norm),
-        Feature("gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", _GRADIENT, lambda s: s.log_gradient_norm - s.first_log_gradient_norm),
+        Feature("log_loss", "log(ℓ − b)", frozenset(), lambda s: s.log["loss"]),
+        Feature("loss_ratio", "EMA₅(log(ℓ − b)) − log(ℓ₀ − b)", frozenset(), lambda s: s.fast_loss - s.first_log["loss"]),
+        Feature("loss_trend", "10·(EMA₅ − EMA₂₀)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.fast_loss - s.slow_loss)),
+        Feature("loss_trend_of_horizon", "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.horizon_fast_loss - s.horizon_slow_loss)),
+        Feature("log_gradient_norm", "log ‖g‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"]),
+        Feature("gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"] - s.first_log["gradient_norm_squared"]),
         Feature("gradient_cosine", "⟨g, g₋₁⟩ / (‖g‖ ‖g₋₁‖), 0 at first", _COSINE, lambda s: s.cosine),
         Feature("gradient_cosine_average", "EMA₅ of gradient_cosine", _COSINE, lambda s: s.cosine_average),
-        Feature("log_rate", "log η", frozenset(), lambda s: s.log_rate.mean(1)),
+        Feature("log_rate", "log η", frozenset(), lambda s: s.log_rate),
         Feature(
             "predicted_decrease",
             "log(η ⟨g, u⟩⁺ / (ℓ − b))",
             frozenset({"gradient_dot_direction"}),
-            lambda s: s.log_rate.mean(1) + s.log_slope - s.log_excess,
+            lambda s: s.log_rate + s.log["gradient_dot_direction"] - s.log["loss"],
         ),
         Feature(
             "relative_update",
             "log(η ‖u‖ / ‖w‖)",
             frozenset({"direction_norm_squared", "weight_norm_squared"}),
-            lambda s: s.log_rate.mean(1) + s.log_direction_norm - s.log_weight_norm,
+            lambda s: s.log_rate + s.log["direction_norm_squared"] - s.log["weight_norm_squared"],
         ),
         Feature("progress", "t / T", frozenset(), lambda s: s.age / s.horizon),
         Feature("log_horizon", "log(T) / 4", frozenset(), lambda s: np.full(s.age.shape, np.log10(s.horizon) / 4)),
@@ -109,6 +109,8 @@ def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
 
 def compute_features(features: Sequence[Feature], statistics: Statistics) -> np.ndarray:
     """Observations ``(N, F)``, float32, finite, within ±10."""
-    values = np.stack([feature.compute(statistics) for feature in features], axis=1)
+    values = np.empty((len(features), len(statistics.age)))
+    for row, feature in enumerate(features):
+        values[row] = feature.compute(statistics)
     # fmax takes the number where the other operand is not one.
-    return np.fmin(np.fmax(values, -CLIP), CLIP).astype(np.float32)
+    return np.fmin(np.fmax(values, -CLIP), CLIP).astype(np.float32).T.copy()

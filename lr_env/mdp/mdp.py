@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from lr_env.mdp.actions import RateAction, RateRange, make_action
+from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
 from lr_env.mdp.features import CLIP, compute_features, resolve_features
 from lr_env.mdp.rewards import make_reward
 from lr_env.mdp.statistics import Statistics
@@ -94,10 +94,13 @@ class DecisionProcess:
         self.action = make_action(mdp.action)
         self.reward = make_reward(mdp.reward, mdp.reward_on)
         self.rates = mdp.rate_range()
-        self.statistics = Statistics(num_members, num_groups, horizon, loss_lower_bound)
         self.needs = frozenset().union(self.action.needs, *(feature.needs for feature in self.features))
+        self.statistics = Statistics(self.needs, num_members, num_groups, horizon, loss_lower_bound)
+        self._has_base = isinstance(self.action, ResidualAction)  # whose rate before the first decision is its base
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
         self.action_space = self.action.space(num_groups)
+        self._low, self._high = _bounds(self.action_space)
+        self._lowest_log_rate, self._highest_log_rate = math.log10(self.rates.lowest), math.log10(self.rates.highest)
         self._action_shape = (num_members, *self.action_space.shape) if self.action_space.shape else (num_members,)
 
     @property
@@ -112,23 +115,22 @@ class DecisionProcess:
         for member, seed in zip(members, seeds, strict=True):
             width = self.mdp.initial_rate_decades
             offset = np.random.default_rng(seed).uniform(-width, width) if width else 0.0
-            self.statistics.log_rate[member] = np.clip(log_rate + offset, math.log10(self.rates.lowest), math.log10(self.rates.highest))
+            self.statistics.log_rates[member] = np.clip(log_rate + offset, math.log10(self.rates.lowest), math.log10(self.rates.highest))
 
     def observe(self, signals: Signals, members: np.ndarray | None = None) -> None:
         """Takes in the signals of one SGD step of members ``(K,)``, or all."""
         rows: np.ndarray | slice = slice(None) if members is None else members
-        with np.errstate(all="ignore"):  # a diverging training overflows; its observation is clipped
-            self.statistics.update(signals, rows)
+        self.statistics.update(signals, rows)
+        if self._has_base:
             is_first = self.statistics.age[rows] == 0
             if is_first.any():
                 initial = self.action.initial_log_rates(self.statistics, self.rates)
-                if initial is not None:
-                    self._set_log_rates(initial, np.arange(self.num_members)[rows][is_first])
+                assert initial is not None
+                self._set_log_rates(initial, np.arange(self.num_members)[rows][is_first])
 
     def observation(self) -> np.ndarray:
         """Observations ``(N, F)``, float32; a fresh array."""
-        with np.errstate(all="ignore"):
-            return compute_features(self.features, self.statistics)
+        return compute_features(self.features, self.statistics)
 
     def parse_actions(self, actions: Any) -> np.ndarray:
         """Actions as float64 ``(N, G)``, clipped to their space.
@@ -138,7 +140,6 @@ class DecisionProcess:
             ValueError: If their shape is wrong or one is not a number.
         """
         array = np.asarray(actions)
-        is_discrete = isinstance(self.action_space, gym.spaces.Discrete)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"An action must be real numbers, but an array of dtype {array.dtype} was given ({actions!r}).")
         if array.shape != self._action_shape:
@@ -146,30 +147,30 @@ class DecisionProcess:
         values = array.astype(np.float64).reshape(self.num_members, self.num_groups)
         if np.isnan(values).any():
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")
-        if is_discrete:
-            if (values != np.round(values)).any():
-                raise ValueError(f"A discrete action must be an integer, but {actions!r} was given.")
-            assert isinstance(self.action_space, gym.spaces.Discrete)
-            return np.clip(values, 0, self.action_space.n - 1)
-        assert isinstance(self.action_space, gym.spaces.Box)
-        return np.clip(values, self.action_space.low, self.action_space.high)
+        if isinstance(self.action_space, gym.spaces.Discrete) and (values != np.round(values)).any():
+            raise ValueError(f"A discrete action must be an integer, but {actions!r} was given.")
+        return np.minimum(np.maximum(values, self._low), self._high)
 
     def act(self, actions: np.ndarray, members: np.ndarray | None = None) -> np.ndarray:
         """The rates ``(N, G)`` that parsed actions ``(N, G)`` choose; they become the rates in force of members ``(K,)``, or all."""
-        with np.errstate(all="ignore"):
-            self._set_log_rates(self.action.log_rates(actions, self.statistics, self.rates), members)
-            if isinstance(self.action, RateAction):
-                return actions
-            rates: np.ndarray = 10.0**self.statistics.log_rate
-            return rates
+        self._set_log_rates(self.action.log_rates(actions, self.statistics, self.rates), members)
+        if isinstance(self.action, RateAction):
+            return actions
+        rates: np.ndarray = 10.0**self.statistics.log_rates
+        return rates
 
     def _set_log_rates(self, log_rates: np.ndarray, members: np.ndarray | None) -> None:
-        low, high = math.log10(self.rates.lowest), math.log10(self.rates.highest)
         if not isinstance(self.action, RateAction):
-            log_rates = np.fmin(np.fmax(log_rates, low), high)
+            log_rates = np.fmin(np.fmax(log_rates, self._lowest_log_rate), self._highest_log_rate)
         if members is None:
-            self.statistics.log_rate[:] = log_rates
+            self.statistics.log_rates[:] = log_rates
         else:
-            self.statistics.log_rate[members] = log_rates[members]
+            self.statistics.log_rates[members] = log_rates[members]
 
 
+def _bounds(space: gym.Space[Any]) -> tuple[float, float]:
+    """Lowest and highest action, the same for all parameter groups."""
+    if isinstance(space, gym.spaces.Discrete):
+        return 0.0, float(space.n - 1)
+    assert isinstance(space, gym.spaces.Box)
+    return float(space.low.min()), float(space.high.max())

@@ -68,16 +68,12 @@ class Reward:
             first_excess: ``ℓ₀ − b``, ``(N,)``, > 0.
             lower_bound: b.
         """
-        bounded = np.fmin(losses - lower_bound, self.divergence * first_excess)
-        bounded = np.where(np.isnan(losses), self.divergence * first_excess, np.maximum(bounded, POTENTIAL_FLOOR * first_excess))
+        # fmin takes the bound where the loss is not a number.
+        bounded = np.maximum(np.fmin(losses - lower_bound, self.divergence * first_excess), POTENTIAL_FLOOR * first_excess)
         if self.kind == "loss":
             return bounded
         result: np.ndarray = np.log10(bounded + self.loss_floor * first_excess)
         return result
-
-    def worst_potential(self, first_excess: np.ndarray) -> np.ndarray:
-        """Φ ``(N,)`` of a diverged training."""
-        return self.potential(np.full(first_excess.shape, np.nan), first_excess, 0.0)
 
     def has_diverged(self, losses: np.ndarray, first_excess: np.ndarray, lower_bound: float) -> np.ndarray:
         """Booleans ``(N,)``."""

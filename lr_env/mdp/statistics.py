@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lr_env.training import Signals
+from lr_env.training import Signals, signal_rows
 
 FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT = 5.0, 20.0
 """Time constants of the exponential moving averages (EMAs), in SGD steps."""
@@ -23,88 +23,105 @@ TINY = 1e-38
 class Statistics:
     """What has been seen of N trainings so far. Averages advance once per SGD step, not per decision.
 
+    Args:
+        needs: Signals that features and actions need, beside the loss.
+        num_members: N.
+        num_groups: G.
+        horizon: T, SGD steps.
+        loss_lower_bound: b.
+
     Attributes:
         age: SGD steps since the start, ``(N,)``.
-        log_rate: log10 of the rate in force, per parameter group, ``(N, G)``.
-        log_excess: log10(ℓ − b), ``(N,)``, with the task's lower bound b.
-        averages: EMAs of ``log_excess``, ``(4, N)``: fast, slow, and the same two in fractions of the horizon.
-        log_gradient_norm: log10 ‖g‖, ``(N,)``.
+        log_rates: log10 of the rate in force, per parameter group, ``(N, G)``.
+        log: Signal name to its log10, ``(N,)``; of a squared norm, the norm's; of the loss, log10(ℓ − b).
+        first_log: The same at the first step.
+        fast_loss: EMA of log10(ℓ − b), ``(N,)``; ``slow_loss`` and, in fractions of the horizon, ``horizon_fast_loss`` and
+            ``horizon_slow_loss`` likewise.
         cosine: Cosine between successive gradients, ``(N,)``; 0 at the first.
         cosine_average: Its fast EMA, ``(N,)``.
-        log_slope: log10 ⟨g, u⟩⁺, ``(N,)``: the predicted decrease of the loss at unit rate.
-        log_direction_norm: log10 ‖u‖, ``(N,)``.
-        log_weight_norm: log10 ‖w‖, ``(N,)``.
     """
 
-    def __init__(self, num_members: int, num_groups: int, horizon: int, loss_lower_bound: float) -> None:
+    def __init__(self, needs: frozenset[str], num_members: int, num_groups: int, horizon: int, loss_lower_bound: float) -> None:
         self.horizon = horizon
-        self.loss_lower_bound = loss_lower_bound
+        self.rows = {name: row for row, name in enumerate(signal_rows(needs))}
         self.age = np.full(num_members, -1, np.int64)
-        self.log_rate = np.zeros((num_members, num_groups))
-        self.excess_floor = np.zeros(num_members)
-        self.log_excess, self.first_log_excess = np.zeros(num_members), np.zeros(num_members)
-        self.averages = np.zeros((4, num_members))
-        self.squared_gradient_norm = np.zeros(num_members)
-        self.log_gradient_norm, self.first_log_gradient_norm = np.zeros(num_members), np.zeros(num_members)
-        self.cosine, self.cosine_average = np.zeros(num_members), np.zeros(num_members)
-        self.log_slope, self.log_direction_norm, self.log_weight_norm = np.zeros(num_members), np.zeros(num_members), np.zeros(num_members)
-        time_constants = np.array([FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon])
-        self._gains = (1 / np.maximum(time_constants, 1.0))[:, None]  # (4, 1)
+        self.log_rates = np.zeros((num_members, num_groups))
+        self.cosine = np.zeros(num_members)
+        shape = (len(self.rows), num_members)
+        self._floors, self._logs, self._first_logs = np.full(shape, TINY), np.zeros(shape), np.zeros(shape)
+        self._squared_gradient_norm = np.zeros(num_members)
+        self._averages = np.zeros((5, num_members))  # of the log loss: fast, slow, the horizon's two; of the cosine: fast
+        self._any_new = True
+        self._make_views()
+        self._offsets = np.array([[loss_lower_bound if name == "loss" else 0.0] for name in self.rows])
+        # Norms come squared: half the logarithm.
+        self._scales = np.array([[0.5 if name.endswith("squared") else 1.0] for name in self.rows])
+        time_constants = np.array([FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT])
+        self._gains = (1 / np.maximum(time_constants, 1.0))[:, None]
+
+    def _make_views(self) -> None:
+        """Rows by name; they stay valid, since all updates are in place."""
+        self.log = {name: self._logs[row] for name, row in self.rows.items()}
+        self.first_log = {name: self._first_logs[row] for name, row in self.rows.items()}
+        self.fast_loss, self.slow_loss, self.horizon_fast_loss, self.horizon_slow_loss, self.cosine_average = self._averages
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_views()
 
     def restart(self, members: np.ndarray) -> None:
         """Forgets members ``(K,)``; their next update is their first."""
         self.age[members] = -1
+        self._any_new = True
 
     def update(self, signals: Signals, members: np.ndarray | slice) -> None:
         """Takes in one SGD step's signals of members ``(K,)``."""
+        values = signals.values[:, members] - self._offsets  # (R, K)
         self.age[members] += 1
-        is_first = self.age[members] == 0
-        any_first = bool(is_first.any())
-        excess = signals.losses[members] - self.loss_lower_bound
-        if any_first:
-            self.excess_floor[members] = np.where(is_first, np.maximum(np.abs(excess) * LOSS_FLOOR, TINY), self.excess_floor[members])
-        rows = [np.maximum(excess, self.excess_floor[members])]
-        values = {name: value[members].sum(1) for name, value in signals.values.items()}  # (K,): sums over parameter groups
-        rows += [np.maximum(value, TINY) for name, value in values.items() if name != "gradient_dot_previous"]
-        logs = iter(np.log10(np.stack(rows)))
-        log_excess = next(logs)
-        self.log_excess[members] = log_excess
-        if "gradient_dot_previous" in values:
-            squared_norm, previous = values["gradient_norm_squared"], self.squared_gradient_norm[members]
-            norms = np.sqrt(squared_norm) * np.sqrt(previous)
-            cosine = np.where(is_first | (norms <= 0), 0.0, values["gradient_dot_previous"] / np.maximum(norms, TINY))
-            average = self.cosine_average[members]
-            self.cosine[members] = cosine
-            self.cosine_average[members] = np.where(is_first, 0.0, average + (cosine - average) / FAST_TIME_CONSTANT)
-        for name in values:
-            if name == "gradient_norm_squared":
-                self.squared_gradient_norm[members] = values[name]
-                self.log_gradient_norm[members] = 0.5 * next(logs)
-            elif name == "gradient_dot_direction":
-                self.log_slope[members] = next(logs)
-            elif name == "direction_norm_squared":
-                self.log_direction_norm[members] = 0.5 * next(logs)
-            elif name == "weight_norm_squared":
-                self.log_weight_norm[members] = 0.5 * next(logs)
-        averages = self.averages[:, members]
-        averages = averages + self._gains * (log_excess - averages)
-        if any_first:
-            averages = np.where(is_first, log_excess, averages)
-            self.first_log_excess[members] = np.where(is_first, log_excess, self.first_log_excess[members])
-            self.first_log_gradient_norm[members] = np.where(is_first, self.log_gradient_norm[members], self.first_log_gradient_norm[members])
-        self.averages[:, members] = averages
+        is_first = self.age[members] == 0 if self._any_new else None
+        if is_first is not None:
+            self._floors[0, members] = np.where(is_first, np.maximum(np.abs(values[0]) * LOSS_FLOOR, TINY), self._floors[0, members])
+        logs = np.log10(np.maximum(values, self._floors[:, members])) * self._scales
+        self._logs[:, members] = logs
+        targets = np.empty((5, values.shape[1]))
+        targets[:4] = logs[0]
+        targets[4] = 0.0
+        if "gradient_dot_previous" in self.rows:
+            squared_norm = values[self.rows["gradient_norm_squared"]]
+            norms = np.sqrt(squared_norm) * np.sqrt(self._squared_gradient_norm[members])
+            self._squared_gradient_norm[members] = squared_norm
+            targets[4] = values[self.rows["gradient_dot_previous"]] / np.maximum(norms, TINY)
+            if is_first is not None:
+                targets[4, is_first] = 0.0
+            self.cosine[members] = targets[4]
+        averages = self._averages[:, members]
+        averages = averages + self._gains * (targets - averages)
+        if is_first is not None:
+            averages = np.where(is_first, targets, averages)
+            self._first_logs[:, members] = np.where(is_first, logs, self._first_logs[:, members])
+            self._any_new = bool((self.age < 0).any())
+        self._averages[:, members] = averages
+
+    @property
+    def log_rate(self) -> np.ndarray:
+        """log10 of the rate in force, ``(N,)``: its mean over parameter groups."""
+        return self.log_rates[:, 0] if self.log_rates.shape[1] == 1 else self.log_rates.mean(1)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """The statistics of members ``(K,)``."""
-        return {name: value[..., members] if name == "averages" else value[members] for name, value in self._arrays().items()}
+        return {name: (value[:, members] if name in _BY_ROW else value[members]) for name, value in self._arrays().items()}
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         for name, value in self._arrays().items():
-            if name == "averages":
+            if name in _BY_ROW:
                 value[:, members] = state[name]
             else:
                 value[members] = state[name]
+        self._any_new = bool((self.age < 0).any())
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray) and name != "_gains"}
+        return {name: getattr(self, name) for name in ("age", "log_rates", "cosine", "_squared_gradient_norm", *_BY_ROW)}
+
+
+_BY_ROW = ("_floors", "_logs", "_first_logs", "_averages")

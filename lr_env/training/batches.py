@@ -30,6 +30,7 @@ class Batches:
         self._generators: list[np.random.Generator] = [np.random.default_rng(0)] * num_members
         self._cursor = np.zeros(num_members, np.int64)
         self._rows = np.arange(num_members)
+        self._steps_until_epoch = 0  # a lower bound over all members, so that most steps need no look at each
         self.input_scales = torch.ones(num_members, dtype=dtype) if family.varies else None
         if isinstance(task.data, Data):
             self._inputs, self._targets = self.cast(task.data.train.inputs), self.cast(task.data.train.targets)
@@ -52,6 +53,7 @@ class Batches:
             self._generators[member] = np.random.default_rng(seed)
             self._begin_epoch(member)
         self._cursor[members] = 0
+        self._steps_until_epoch = self._num_batches - int(self._cursor.max())
         if self.input_scales is not None:
             self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self._dtype)
 
@@ -59,28 +61,36 @@ class Batches:
         """Moves members ``(K,)``, or all, to their next batch."""
         if members is None:
             self._cursor += 1
-            finished = self._cursor == self._num_batches
         else:
             self._cursor[members] += 1
+        self._steps_until_epoch -= 1
+        if self._steps_until_epoch == 0:
             finished = self._cursor == self._num_batches
-        if finished.any():
             for member in np.flatnonzero(finished):
                 self._begin_epoch(member)
             self._cursor[finished] = 0
+            self._steps_until_epoch = self._num_batches - int(self._cursor.max())
+
+    def references(self) -> tuple[Tensor, ...]:
+        """What :meth:`gather` takes: the data, and where the current batches lie in them."""
+        if isinstance(self._task.data, Data):
+            return self._inputs, self._targets, torch.from_numpy(self._order[self._rows, self._cursor].reshape(-1))
+        # A member's samples lie one after the other.
+        batch = self._rows * self._num_batches + self._cursor
+        indices = (batch[:, None] * self._task.batch_size + np.arange(self._task.batch_size)).reshape(-1)
+        return self._inputs.flatten(0, 2), self._targets.flatten(0, 2), torch.from_numpy(indices)
+
+    def gather(self, inputs: Tensor, targets: Tensor, indices: Tensor, input_scales: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The batches at ``indices (N·B,)``: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
+        shape = (len(self._rows), self._task.batch_size)
+        batch_inputs = inputs.index_select(0, indices).unflatten(0, shape)
+        if input_scales is not None:
+            batch_inputs = batch_inputs * input_scales.view(-1, *[1] * (batch_inputs.dim() - 1))
+        return batch_inputs, targets.index_select(0, indices).unflatten(0, shape)
 
     def current(self) -> tuple[Tensor, Tensor]:
-        """Inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
-        if isinstance(self._task.data, Data):
-            indices = torch.from_numpy(self._order[self._rows, self._cursor])
-            flat = indices.view(-1)
-            inputs = self._inputs.index_select(0, flat).unflatten(0, indices.shape)
-            targets = self._targets.index_select(0, flat).unflatten(0, indices.shape)
-        else:
-            rows, cursor = torch.from_numpy(self._rows), torch.from_numpy(self._cursor)
-            inputs, targets = self._inputs[rows, cursor], self._targets[rows, cursor]
-        if self.input_scales is not None:
-            inputs = inputs * self.input_scales.view(-1, *[1] * (inputs.dim() - 1))
-        return inputs, targets
+        """The current minibatches: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
+        return self.gather(*self.references(), self.input_scales)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Plain data from which :meth:`set_state` restores these members."""
@@ -101,6 +111,7 @@ class Batches:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         rows = torch.from_numpy(members)
         self._cursor[members] = state["cursor"]
+        self._steps_until_epoch = self._num_batches - int(self._cursor.max())
         for member, generator_state in zip(members, state["generators"], strict=True):
             self._generators[member] = np.random.default_rng()
             self._generators[member].bit_generator.state = generator_state

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +23,8 @@ class Optimizer(Protocol):
         """State tensors, all zero, shaped like ``parameters (N, P)``."""
         ...
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: np.ndarray) -> Tensor:
-        """Advances ``state`` in place by ``gradients (N, P)`` and returns ``u (N, P)``; ``steps (N,)`` counts from 1."""
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
+        """Advances ``state`` in place by ``gradients (N, P)`` and returns ``u (N, P)``; ``steps (N, 1)`` counts from 1."""
         ...
 
 
@@ -46,7 +45,7 @@ class SGD:
         """``{"momentum": (N, P)}``, or nothing without momentum."""
         return {"momentum": torch.zeros_like(parameters)} if self.momentum else {}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: np.ndarray) -> Tensor:
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
         """See :class:`Optimizer`."""
         if not self.momentum:
             return gradients
@@ -71,12 +70,13 @@ class Adam:
         """``{"first_moment": (N, P), "second_moment": (N, P)}``."""
         return {"first_moment": torch.zeros_like(parameters), "second_moment": torch.zeros_like(parameters)}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: np.ndarray) -> Tensor:
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
         """See :class:`Optimizer`."""
         first = state["first_moment"].lerp_(gradients, 1 - self.beta1)
         second = state["second_moment"].mul_(self.beta2).addcmul_(gradients, gradients, value=1 - self.beta2)
-        correction1 = torch.from_numpy(1 - self.beta1**steps).to(gradients.dtype).unsqueeze(1)  # (N, 1)
-        correction2 = torch.from_numpy(np.sqrt(1 - self.beta2**steps)).to(gradients.dtype).unsqueeze(1)
+        count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
+        correction1 = (1 - self.beta1**count).to(gradients.dtype)  # (N, 1)
+        correction2 = (1 - self.beta2**count).sqrt().to(gradients.dtype)
         denominator = second.sqrt().div_(correction2).add_(self.epsilon)
         return first.div(denominator).div_(correction1)
 

@@ -7,6 +7,7 @@ to that very gradient and moves on to the next minibatch. One forward and one ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,10 @@ from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.optimizers import Optimizer
+from lr_env.training.tracing import Argument, interpreted
 
 SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
-"""Names of the signals beside the loss; each ``(N, G)``."""
+"""Names of the signals beside the loss."""
 
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
@@ -31,15 +33,19 @@ EXAMPLES_PER_PASS = 2**16
 
 @dataclass(frozen=True)
 class Signals:
-    """What a controller may see of N trainings, float64.
+    """What a controller may see of N trainings.
 
     Attributes:
-        losses: ``ℓ(B_t; w_t)``, ``(N,)``.
-        values: Signal name to ``(N, G)``; those that were asked for.
+        values: ``(R, N)``, float64, with the rows that :func:`signal_rows` names: the losses ``ℓ(B_t; w_t)``, then the named signals,
+            summed over parameter groups.
     """
 
-    losses: np.ndarray
-    values: dict[str, np.ndarray]
+    values: np.ndarray
+
+
+def signal_rows(names: frozenset[str]) -> list[str]:
+    """The rows of :class:`Signals` that hold these signals: the loss first, then the others in the order of :data:`SIGNALS`."""
+    return ["loss", *(name for name in SIGNALS if name in names)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Population:
         task: What is trained.
         num_members: N, at least 1.
         optimizer: Update directions, from :func:`lr_env.training.make_optimizer`.
+        signals: Names from :data:`SIGNALS` that :meth:`compute_gradients` returns beside the loss.
         gradients: ``"auto"``, ``"batched"`` or ``"looped"``; see :mod:`lr_env.training.gradients`.
         dtype: ``"float32"`` or ``"float64"``.
 
@@ -64,7 +71,16 @@ class Population:
         ValueError: If an argument is out of range, or ``gradients="batched"`` does not work for the model.
     """
 
-    def __init__(self, task: Task | TaskFamily, num_members: int, optimizer: Optimizer, *, gradients: Engine = "auto", dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        task: Task | TaskFamily,
+        num_members: int,
+        optimizer: Optimizer,
+        *,
+        signals: frozenset[str] = frozenset(),
+        gradients: Engine = "auto",
+        dtype: str = "float32",
+    ) -> None:
         if num_members < 1:
             raise ValueError(f"A population has at least 1 member, but {num_members} was given.")
         dtypes = {"float32": torch.float32, "float64": torch.float64}
@@ -73,18 +89,17 @@ class Population:
         self.family = as_family(task)
         self.task = self.family.task
         self.num_members = num_members
-        self.num_groups = 1
         self.optimizer = optimizer
-        self.dtype = dtypes[dtype]
-        self._engine: Engine = gradients
+        self.dtype, self._numpy_dtype = dtypes[dtype], np.dtype(dtype)
+        self._signals, self._engine = signals, gradients
         self._build_functions()
         layout = self._gradient_function.layout
         self.parameters = torch.zeros(num_members, layout.size, dtype=self.dtype)
         self.buffers = {name: buffer.new_zeros((num_members, *buffer.shape)) for name, buffer in self._template.named_buffers()}
         self.optimizer_state = optimizer.initial_state(self.parameters)
         self.batches = Batches(self.family, num_members, self.dtype)
-        self.steps = np.zeros(num_members, np.int64)
-        self.losses = torch.zeros(num_members, dtype=self.dtype)
+        self._steps = torch.zeros(num_members, 1, dtype=torch.int64)
+        self.steps = self._steps.numpy()[:, 0]  # a view
         self.gradients = torch.zeros_like(self.parameters)
         self.previous_gradients = torch.zeros_like(self.parameters)
         self.directions = self.gradients
@@ -115,47 +130,37 @@ class Population:
         scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams])
         self.batches.restart(members, [stream.order for stream in streams], scales)
 
-    def compute_gradients(self, members: np.ndarray | None = None) -> None:
+    def compute_gradients(self, members: np.ndarray | None = None) -> Signals:
         """Loss, gradient and update direction of members ``(K,)``, or all, at their weights on their current batch.
 
-        All N members are computed in any case, so that a member's bits do not depend on which others are asked for.
+        All N members are computed in any case, so that a member's bits do not depend on which others are asked for. Signals of the
+        others are not meaningful.
         """
-        inputs, targets = self.batches.current()
+        if self._pass is None:
+            self._choose_pass()
+        assert self._pass is not None
         if members is None:
             self.previous_gradients = self.gradients
-            self.gradients, self.losses = self._gradient_function(self.parameters, self.buffers, inputs, targets, self._generator_states)
-            self.directions = self.optimizer.directions(self.gradients, self.optimizer_state, self.steps + 1)
-            return
-        rows = torch.from_numpy(members)
-        buffers, generator_states = {name: buffer.clone() for name, buffer in self.buffers.items()}, list(self._generator_states)
-        gradients, losses = self._gradient_function(self.parameters, buffers, inputs, targets, generator_states)
-        for name, buffer in self.buffers.items():
-            buffer[rows] = buffers[name][rows]
-        for member in members:
-            self._generator_states[member] = generator_states[member]
-        state = {name: tensor[rows] for name, tensor in self.optimizer_state.items()}
-        directions = self.optimizer.directions(gradients[rows], state, self.steps[members] + 1)
-        for name, tensor in self.optimizer_state.items():
-            tensor[rows] = state[name]
-        # New tensors: the old ones may be shared with the previous gradients or with the directions.
-        self.previous_gradients = self.previous_gradients.index_copy(0, rows, self.gradients[rows])
-        self.directions = self.directions.index_copy(0, rows, directions)
-        self.gradients = self.gradients.index_copy(0, rows, gradients[rows])
-        self.losses = self.losses.index_copy(0, rows, losses[rows])
-
-    def signals(self, names: frozenset[str]) -> Signals:
-        """The loss and the named signals of all members, in one transfer."""
-        columns = [self.losses]
-        order = [name for name in SIGNALS if name in names]
-        computed: dict[tuple[int, int], Tensor] = {}
-        for name in order:
-            left, right = self._factors(name)
-            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
-            if key not in computed:
-                computed[key] = torch.linalg.vecdot(left, right)
-            columns.append(computed[key])
-        values = torch.stack(columns).numpy().astype(np.float64)  # (1 + S, N)
-        return Signals(values[0], {name: values[i + 1, :, None] for i, name in enumerate(order)})
+            with torch.no_grad():
+                self.gradients, self.directions, signals = self._pass(*self._pass_arguments())
+        else:
+            rows = torch.from_numpy(members)
+            changed = self._changing_tensors()
+            before = {name: tensor.clone() for name, tensor in changed.items()}
+            generator_states = list(self._generator_states)
+            with torch.no_grad():
+                gradients, directions, signals = self._pass(*self._pass_arguments())
+            for name, tensor in changed.items():  # the others are as if nothing had happened
+                before[name][rows] = tensor[rows]
+                tensor.copy_(before[name])
+            for member in members:
+                generator_states[member] = self._generator_states[member]
+            self._generator_states[:] = generator_states
+            # New tensors: the old ones may share their memory.
+            self.previous_gradients = self.previous_gradients.index_copy(0, rows, self.gradients[rows])
+            self.directions = self.directions.index_copy(0, rows, directions[rows])
+            self.gradients = self.gradients.index_copy(0, rows, gradients[rows])
+        return Signals(signals.numpy().astype(np.float64))
 
     def update(self, rates: np.ndarray, members: np.ndarray | None = None) -> None:
         """``w ← w − rate · u`` with rates ``(N, G)``, for members ``(K,)``, or all."""
@@ -166,7 +171,7 @@ class Population:
             active[members] = True
             rates = np.where(active, rates, 0.0)
             self.steps[members] += 1
-        self.parameters.addcmul_(self.directions, torch.from_numpy(rates).to(self.dtype), value=-1)
+        self.parameters.addcmul_(self.directions, torch.from_numpy(rates.astype(self._numpy_dtype)), value=-1)
 
     def advance(self, members: np.ndarray | None = None) -> None:
         """Moves members ``(K,)``, or all, to their next minibatch."""
@@ -175,6 +180,7 @@ class Population:
     def current_batch_losses(self) -> np.ndarray:
         """Losses ``(N,)`` of all members at their present weights on their current minibatch, in training mode: one more forward pass."""
         inputs, targets = self.batches.current()
+        assert self._evaluation_function is not None
         sums = self._evaluation_function(self.parameters, self.buffers, inputs, targets, shared=False, training=True)
         return (sums[:, 0] / targets.shape[1]).numpy().astype(np.float64)
 
@@ -188,6 +194,9 @@ class Population:
         Raises:
             ValueError: If the split is unknown or empty.
         """
+        if self._evaluation_function is None:
+            self._choose_pass()
+            assert self._evaluation_function is not None
         inputs, targets = self._split(split)
         if subset is not None:
             rows = torch.from_numpy(subset)
@@ -216,7 +225,7 @@ class Population:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         rows = torch.from_numpy(members)
         for name, tensor in self._member_tensors().items():
-            if name in ("losses", "gradients", "previous_gradients", "directions"):
+            if name in ("gradients", "previous_gradients", "directions"):
                 setattr(self, name, tensor.index_copy(0, rows, state["tensors"][name]))  # these may share their memory
             else:
                 tensor[rows] = state["tensors"][name]
@@ -228,26 +237,61 @@ class Population:
     def _member_tensors(self) -> dict[str, Tensor]:
         return {
             "parameters": self.parameters,
-            "losses": self.losses,
             "gradients": self.gradients,
             "previous_gradients": self.previous_gradients,
             "directions": self.directions,
+            **self._changing_tensors(),
+        }
+
+    def _changing_tensors(self) -> dict[str, Tensor]:
+        """What a pass changes in place."""
+        return {
             **{f"buffer.{name}": tensor for name, tensor in self.buffers.items()},
             **{f"optimizer.{name}": tensor for name, tensor in self.optimizer_state.items()},
         }
 
-    def _factors(self, signal: str) -> tuple[Tensor, Tensor]:
-        match signal:
-            case "gradient_norm_squared":
-                return self.gradients, self.gradients
-            case "gradient_dot_previous":
-                return self.gradients, self.previous_gradients
-            case "gradient_dot_direction":
-                return self.gradients, self.directions
-            case "direction_norm_squared":
-                return self.directions, self.directions
-            case _:
-                return self.parameters, self.parameters
+    def _compute(
+        self,
+        parameters: Tensor,
+        buffers: dict[str, Tensor],
+        optimizer_state: dict[str, Tensor],
+        steps: Tensor,
+        previous_gradients: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        indices: Tensor,
+        input_scales: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients ``(N, P)``, directions ``(N, P)`` and signals ``(R, N)``; buffers and optimizer state change in place."""
+        inputs, targets = self.batches.gather(inputs, targets, indices, input_scales)
+        gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generator_states)
+        directions = self.optimizer.directions(gradients, optimizer_state, steps + 1)
+        factors = {
+            "gradient_norm_squared": (gradients, gradients),
+            "gradient_dot_previous": (gradients, previous_gradients),
+            "gradient_dot_direction": (gradients, directions),
+            "direction_norm_squared": (directions, directions),
+            "weight_norm_squared": (parameters, parameters),
+        }
+        rows, computed = [losses], {}
+        for name in signal_rows(self._signals)[1:]:
+            left, right = factors[name]
+            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
+            if key not in computed:
+                computed[key] = torch.linalg.vecdot(left, right)
+            rows.append(computed[key])
+        return gradients, directions, torch.stack(rows)
+
+    def _pass_arguments(self) -> tuple[Argument, ...]:
+        references = self.batches.references()
+        return (self.parameters, self.buffers, self.optimizer_state, self._steps, self.gradients, *references, self.batches.input_scales)
+
+    def _choose_pass(self) -> None:
+        """Chooses the engine, and fuses the whole pass into one graph where the engine allows it."""
+        gradients = self._gradient_function
+        gradients.choose(self.parameters, self.buffers, *self.batches.current())
+        self._evaluation_function = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched")
+        self._pass = interpreted(self._compute, self._pass_arguments()) if gradients.is_plain else self._compute
 
     def _split(self, name: SplitName) -> tuple[Tensor, Tensor]:
         if name not in self._splits:
@@ -258,22 +302,17 @@ class Population:
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.dtype)
         self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine)
-        # The evaluation follows the engine that the gradients chose, which is known after the first batch.
-        self._evaluations: dict[bool, EvaluationFunction] = {}
-
-    @property
-    def _evaluation_function(self) -> EvaluationFunction:
-        batched = self.engine == "batched"
-        if batched not in self._evaluations:
-            self._evaluations[batched] = EvaluationFunction(self.task, self._template, self._gradient_function.layout, batched)
-        return self._evaluations[batched]
+        self._evaluation_function: EvaluationFunction | None = None
+        self._pass: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_template", "_gradient_function", "_evaluations"):  # traced graphs: built anew
+        for name in ("_template", "_gradient_function", "_evaluation_function", "_pass", "_steps"):  # traced graphs: built anew
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._steps = torch.from_numpy(self.steps).unsqueeze(1)
         self._build_functions()
+        self._choose_pass()
