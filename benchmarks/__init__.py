@@ -1,0 +1,1 @@
+"""What measures controllers and the environment."""

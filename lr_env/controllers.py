@@ -1,0 +1,133 @@
+"""Controllers: what decides the rate, and the decision process it was made for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lr_env.files import FileFormatError, read_file, write_file
+from lr_env.mdp import MDP
+from lr_env.seeding import preserved_global_generators
+
+State: TypeAlias = tuple[np.ndarray, ...] | None
+"""A recurrent state: arrays with leading dimension N, owned by the caller; None at the start and for controllers without one."""
+
+CONTROLLER_KIND = "controller"
+
+
+class Controller(Protocol):
+    """What decides the rate; the signature of Stable-Baselines3's ``predict``, so that its models are controllers."""
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for observations.
+
+        Args:
+            observation: ``(N, F)``.
+            state: What the last call returned, or None at the start.
+            episode_start: Booleans ``(N,)``: whose training begins with this observation; None for nobody's but at the start.
+            deterministic: Whether to act without exploration.
+
+        Returns:
+            Actions ``(N, …)`` and the new state.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BoundController:
+    """A controller with the decision process it was made for: what benchmarks compare and files hold.
+
+    Attributes:
+        controller: Decides the rate.
+        mdp: What it observes and what its actions do.
+    """
+
+    controller: Controller
+    mdp: MDP
+
+
+class PolicyNetwork(nn.Module):
+    """A multilayer perceptron from observations ``(N, F)`` to actions ``(N, A)`` in [−1, 1]: ReLU between layers, tanh at the end.
+
+    Args:
+        num_features: F.
+        num_actions: A.
+        hidden: Widths of the hidden layers.
+        seed: Seed of the initial weights. The last layer starts small, so that the first actions are near 0.
+    """
+
+    def __init__(self, num_features: int, num_actions: int, hidden: Sequence[int] = (64, 64), seed: int = 0) -> None:
+        super().__init__()
+        self.num_features, self.num_actions, self.hidden = num_features, num_actions, tuple(hidden)
+        widths = [num_features, *hidden]
+        with preserved_global_generators():
+            torch.default_generator.manual_seed(seed)
+            layers: list[nn.Module] = []
+            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+                layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            last = nn.Linear(widths[-1], num_actions)
+            nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
+            nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """``(N, F) -> (N, A)``."""
+        actions: Tensor = self.layers(observations)
+        return actions
+
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """See :class:`Controller`; one observation ``(F,)`` gives one action ``(A,)``. Always deterministic."""
+        observations = np.asarray(observation, np.float32)
+        if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
+            raise ValueError(f"Observations of shape (N, {self.num_features}) or ({self.num_features},) are expected, but {observations.shape} was given.")
+        with torch.no_grad():
+            return self(torch.from_numpy(observations)).numpy(), state
+
+
+def save_controller(path: str | os.PathLike[str], bound: BoundController) -> None:
+    """Writes a controller as one ``.safetensors`` file; equal controllers give equal bytes.
+
+    Raises:
+        TypeError: If the controller is no :class:`PolicyNetwork`.
+    """
+    policy = bound.controller
+    if not isinstance(policy, PolicyNetwork):
+        raise TypeError(f"Only a PolicyNetwork can be saved, but {type(policy).__name__} was given.")
+    architecture = {"num_features": policy.num_features, "num_actions": policy.num_actions, "hidden": list(policy.hidden)}
+    write_file(path, CONTROLLER_KIND, {"architecture": architecture, "mdp": bound.mdp.to_dict()}, policy.state_dict())
+
+
+def load_controller(path: str | os.PathLike[str]) -> BoundController:
+    """Reads a controller that :func:`save_controller` wrote. Runs no code from the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileFormatError: If it is damaged, foreign, or of another kind or version.
+    """
+    metadata, tensors = read_file(path, CONTROLLER_KIND)
+    try:
+        mdp = MDP(**metadata["mdp"])
+        architecture = metadata["architecture"]
+        widths = [architecture["num_features"], *architecture["hidden"], architecture["num_actions"]]
+        # Checked before the network is built, so that a file cannot claim more memory than it brings.
+        expected = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            expected |= {f"layers.{2 * layer}.weight": (fan_out, fan_in), f"layers.{2 * layer}.bias": (fan_out,)}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"its tensors {found} do not fit its architecture {expected}")
+        policy = PolicyNetwork(**architecture)
+        policy.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"{os.fspath(path)} is damaged: {error}. Save the controller again.") from error
+    return BoundController(policy, mdp)
