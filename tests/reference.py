@@ -48,7 +48,7 @@ def train(task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd",
             loss.backward()
             history.losses.append(loss.item())
             history.weights.append(flat(parameter for parameter in model.parameters()))
-            history.gradients.append(flat(parameter.grad for parameter in model.parameters()))
+            history.gradients.append(flat(gradient_of(parameter) for parameter in model.parameters()))
             history.models.append(copy.deepcopy(model))
             if rate is not None:
                 stepper.param_groups[0]["lr"] = rate
@@ -59,6 +59,11 @@ def train(task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd",
 def flat(tensors: Iterable[Tensor]) -> np.ndarray:
     """All values in one float64 vector."""
     return np.concatenate([tensor.detach().double().numpy().ravel() for tensor in tensors])
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient; zero where the loss does not depend on the parameter."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def mean_loss(task: Task, model: nn.Module, inputs: Tensor, targets: Tensor) -> float:

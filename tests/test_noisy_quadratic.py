@@ -8,8 +8,8 @@ import pytest
 
 from lr_env import NoisyQuadratic
 from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
-from reference import quadratic_expected_losses
-from rollouts import advance, start
+from tests.reference import quadratic_expected_losses
+from tests.rollouts import advance, start
 
 QUADRATIC = NoisyQuadratic(curvatures=(2.0, 0.5, 0.1), noise_variances=(1.0, 0.3, 4.0), initial_weights=(1.0, -3.0, 2.0), horizon=25)
 RATES = 0.4 * 0.95 ** np.arange(25)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lr_env.seeding import Role, Streams, check_seed, preserved_global_generators, role_seeds, seed_global_generators
-from rollouts import roll_out, tiny_task
+from tests.rollouts import roll_out, tiny_task
 
 
 def global_states() -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from lr_env import Task, TaskFamily, make_task, register_task, task_names
 from lr_env.seeding import Streams
 from lr_env.tasks import LOSSES, Data, as_family
 from lr_env.tasks.models import mlp
-from rollouts import start, tiny_task
+from tests.rollouts import start, tiny_task
 
 NAMES = ["breast-cancer-mlp", "digits-logreg", "digits-mlp", "digits-mlp-scaled", "noisy-quadratic"]
 

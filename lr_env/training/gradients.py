@@ -142,8 +142,11 @@ class GradientFunction:
         """Whether a function gives the last member's gradient and loss as plain autograd does."""
         parameters, buffers, inputs, targets = check
         expected = self._single(parameters[-1], _clone(buffers, -1), inputs[-1], targets[-1])
-        with torch.no_grad():
-            actual = last_member(parameters, _clone(buffers), inputs, targets)
+        try:
+            with torch.no_grad():
+                actual = last_member(parameters, _clone(buffers), inputs, targets)
+        except Exception:  # some operations can be traced, but their trace cannot be run
+            return False
         tolerance = 1e-9 if parameters.dtype == torch.float64 else 1e-4
         # Components near zero carry the rounding of the largest one.
         return all(

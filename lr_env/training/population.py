@@ -126,8 +126,7 @@ class Population:
         for state in self.optimizer_state.values():
             state[rows] = 0
         self.gradients[rows] = 0
-        # A diverged direction would turn even a step of rate 0 into NaN. A new tensor: the old one may be the gradients' memory.
-        self.directions = self.directions.index_fill(0, rows, 0)
+        self.directions[rows] = 0  # a diverged one times a rate of 0 would spoil the new weights
         self.steps[members] = 0
         scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams])
         self.batches.restart(members, [stream.order for stream in streams], scales)

@@ -1,0 +1,76 @@
+"""The parts that benchmarks are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agents.schedules import constant
+from benchmarks.baselines import extended_search, grid
+from benchmarks.runner import compare, run
+from benchmarks.statistics import paired_difference
+from lr_env import BoundController, LearningRateEnv, MDP
+from lr_env.seeding import Role, role_seeds
+
+
+def test_runner_equals_the_single_environment() -> None:
+    result = run(constant(0.5).bind(), "digits-mlp-scaled", [7, 9], horizon=20)
+    for member, seed in enumerate([7, 9]):
+        environment = LearningRateEnv("digits-mlp-scaled", horizon=20, features=["log_loss"], action="rate")
+        environment.reset(seed=seed)
+        for _ in range(20):
+            _, _, _, _, info = environment.step(np.array([0.5]))
+        assert result.scores[member] == pytest.approx(np.log10(environment.evaluate("train").losses[0]), abs=1e-4)
+        assert result.losses[-1, member] == pytest.approx(info["loss"], rel=1e-3)
+    assert result.rates.shape == (20, 2)
+    assert result.losses.shape == (21, 2)
+
+
+def test_diverged_training_scores_initial_loss_plus_one() -> None:
+    class ExplodeFirst:
+        """Member 0 explodes at its third step, member 1 never."""
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def predict(self, observation: np.ndarray, state: object = None, episode_start: object = None, deterministic: bool = False) -> tuple[np.ndarray, object]:
+            self.calls += 1
+            return np.array([[1e6 if self.calls == 3 else 0.1], [0.1]]), state
+
+    results = compare({"explode": BoundController(ExplodeFirst(), MDP(action="rate")), "steady": constant(0.1).bind()}, "digits-mlp", [0, 1], horizon=10)
+    exploded, steady = results["explode"], results["steady"]
+    np.testing.assert_array_equal(exploded.diverged, [True, False])
+    untrained = run(constant(1e-12).bind(), "digits-mlp", [0, 1], horizon=1)
+    assert exploded.scores[0] == pytest.approx(untrained.scores[0] + 1, abs=1e-4)
+    assert exploded.scores[1] == pytest.approx(steady.scores[1], abs=1e-4)
+    assert np.isnan(exploded.rates[4:, 0]).all()
+
+
+def test_search_extends_a_grid_whose_edge_wins() -> None:
+    tuned = extended_search(lambda rate: (np.log10(rate) - 2.0) ** 2, grid(-3), 1e-6, 1e6)
+    assert len(tuned.scores) > 15 or tuned.best < max(tuned.scores)
+    tuned = extended_search(lambda rate: (np.log10(rate) - 3.0) ** 2, grid(-3), 1e-6, 1e6)
+    assert np.log10(tuned.best) == pytest.approx(3.0, abs=0.17)
+    assert max(tuned.scores) > tuned.best
+    bounded = extended_search(lambda rate: -rate, grid(-3), 1e-6, 10.0)
+    assert bounded.best <= 10.0
+
+
+def test_interval_covers_the_mean() -> None:
+    generator, covered = np.random.default_rng(0), 0
+    for seed in range(60):
+        first = generator.normal(size=40)
+        difference = paired_difference(first, first - generator.normal(0.3, 1.0, size=40), seed, num_resamples=500)
+        covered += difference.low <= 0.3 <= difference.high
+    assert 50 <= covered <= 60
+    same = paired_difference(np.ones(3), np.ones(3))
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="same length"):
+        paired_difference(np.ones(3), np.ones(4))
+
+
+def test_seeds_of_roles_are_disjoint() -> None:
+    seeds = [set(role_seeds(0, role, 1_000)) for role in Role]
+    assert all(len(part) == 1_000 for part in seeds)
+    assert len(set.union(*seeds)) == 4_000
+    assert role_seeds(0, Role.TUNE, 5) == role_seeds(0, Role.TUNE, 5) != role_seeds(1, Role.TUNE, 5)

@@ -1,0 +1,158 @@
+"""Features against the formulas on the whole history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from lr_env import LearningRateEnv
+from lr_env.mdp import FEATURE_SETS, FEATURES, MDP, resolve_features
+from lr_env.mdp.statistics import Statistics
+from lr_env.tasks import LOSSES
+from lr_env.training import OPTIMIZERS, Signals, signal_rows
+from tests.reference import features, train
+from tests.rollouts import roll_out, tiny_task
+
+NAMES = list(FEATURES)
+
+
+def scaled_loss(scale: float, shift: float = 0.0) -> Any:
+    return lambda outputs, targets: scale * LOSSES["cross_entropy"](outputs, targets) + shift
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("horizon", "shift"), [(60, 0.0), (300, -2.5)])
+def test_every_feature_equals_its_formula(optimizer: str, horizon: int, shift: float) -> None:
+    task = tiny_task(loss=scaled_loss(1.0, shift), loss_lower_bound=shift)
+    rates = 0.05 * 10 ** np.random.default_rng(0).uniform(-0.5, 0.5, 60)
+    env = gym.make("LearningRate-v0", task=task, optimizer=optimizer, features=NAMES, action="rate", initial_rate=0.03, horizon=horizon, dtype="float64")
+    observed = roll_out(env, rates[:, None], seed=4).observations
+    expected = features(train(task, 4, list(rates), optimizer), [0.03, *rates], optimizer, horizon, shift)
+    assert len(observed) == 61
+    for t, row in enumerate(expected):
+        np.testing.assert_allclose(observed[t], [row[name] for name in NAMES], rtol=2e-5, atol=2e-6, err_msg=f"step {t}")
+
+
+def test_averages_advance_per_sgd_step_not_per_decision() -> None:
+    task = tiny_task(horizon=24)
+    options = {"task": task, "features": NAMES, "action": "rate", "dtype": "float64"}
+    rates = [0.1, 0.2, 0.05, 0.3]
+    observed = roll_out(gym.make("LearningRate-v0", steps_per_action=6, **options), [[rate] for rate in rates]).observations
+    every_step = roll_out(gym.make("LearningRate-v0", **options), [[rate] for rate in rates for _ in range(6)]).observations
+    np.testing.assert_array_equal(np.array(observed), np.array(every_step[::6]))
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_scale_free_features_do_not_see_the_scale_of_the_loss_with_residual_actions(scale: float) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 0.2, (30, 1)).astype(np.float32)
+
+    def observations(factor: float) -> np.ndarray:
+        env = gym.make(
+            "LearningRate-v0", task=tiny_task(loss=scaled_loss(factor)), action="residual", horizon=30, lr_min=1e-9, lr_max=1e9, dtype="float64"
+        )
+        return np.array(roll_out(env, actions).observations)
+
+    np.testing.assert_allclose(observations(scale), observations(1.0), atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov"])
+def test_scale_free_features_do_not_see_the_scale_of_the_loss_with_rates_scaled_inversely(scale: float, optimizer: str) -> None:
+    rates = 10 ** np.random.default_rng(0).uniform(-2, -1, (30, 1))
+
+    def observations(factor: float, features: str = "scale_free") -> np.ndarray:
+        env = gym.make(
+            "LearningRate-v0", task=tiny_task(loss=scaled_loss(factor)), optimizer=optimizer, action="rate", features=features, horizon=30,
+            initial_rate=0.05 / factor, lr_min=1e-9, lr_max=1e9, dtype="float64",
+        )  # fmt: skip
+        return np.array(roll_out(env, rates / factor).observations)
+
+    np.testing.assert_allclose(observations(scale), observations(1.0), atol=2e-6)
+    # The other set does see it: the comparison is able to fail.
+    assert np.abs(observations(scale, "absolute") - observations(1.0, "absolute")).max() > 1.9
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_adam_needs_no_inverse_scaling(scale: float) -> None:
+    def observations(factor: float) -> np.ndarray:
+        env = gym.make("LearningRate-v0", task=tiny_task(loss=scaled_loss(factor)), optimizer={"name": "adam", "epsilon": 1e-30}, horizon=30, dtype="float64")
+        return np.array(roll_out(env, np.zeros((30, 1))).observations)
+
+    np.testing.assert_allclose(observations(scale), observations(1.0), atol=2e-6)
+
+
+def test_observations_stay_finite_and_clipped_at_the_extremes() -> None:
+    env = gym.make("LearningRate-v0", task=tiny_task(), features=NAMES, action="rate")
+    for rate in (0.0, 1e-300, 1e30, 1e300):
+        rollout = roll_out(env, [[rate]] * 8)
+        values = np.array(rollout.observations)
+        assert np.isfinite(values).all() and np.abs(values).max() <= 10
+
+
+def test_each_observation_is_a_fresh_array() -> None:
+    env = gym.make("LearningRate-v0", task=tiny_task())
+    rollout = roll_out(env, np.zeros((5, 1)))
+    copies = [observation.copy() for observation in rollout.observations]
+    rollout.observations[-1][:] = 77
+    env.step([1.0])
+    for observation, kept in list(zip(rollout.observations, copies, strict=True))[:-1]:
+        np.testing.assert_array_equal(observation, kept)
+
+
+def test_sets_and_names_resolve_in_order_without_repetition() -> None:
+    assert [f.name for f in resolve_features("absolute")] == list(FEATURE_SETS["absolute"])
+    names = [f.name for f in resolve_features(["log_horizon", "absolute", "progress"])]
+    assert names == ["log_horizon", *FEATURE_SETS["absolute"]]
+    assert [f.name for f in resolve_features("log_rate")] == ["log_rate"]
+    with pytest.raises(ValueError, match="At least one feature"):
+        resolve_features([])
+
+
+def test_the_specification_names_every_feature_with_its_formula() -> None:
+    text = " ".join((LearningRateEnv.__doc__ or "").replace("``", "").split())
+    for feature in FEATURES.values():
+        formula = feature.formula.split(", 0 at first")[0]
+        assert f"| {feature.name} | {formula}" in text, feature.name
+
+
+def test_only_needed_signals_are_asked_for() -> None:
+    assert MDP(features=["log_loss"]).begin(1, 1, 10, 0.0).needs == frozenset()
+    assert MDP(features=["log_loss"], action="residual").begin(1, 1, 10, 0.0).needs == {"gradient_dot_direction"}
+
+
+def random_signals(generator: np.random.Generator, rows: int, members: int) -> Signals:
+    return Signals(generator.random((rows, members)) + 0.5)
+
+
+def test_statistics_of_a_restarted_member_begin_anew() -> None:
+    needs = frozenset().union(*(feature.needs for feature in FEATURES.values()))
+    generator, rows = np.random.default_rng(0), len(signal_rows(needs))
+    statistics, fresh = Statistics(needs, 2, 1, 50, 0.0), Statistics(needs, 1, 1, 50, 0.0)
+    for _ in range(5):
+        statistics.update(random_signals(generator, rows, 2), slice(None))
+    statistics.restart(np.array([1]))
+    for _ in range(4):
+        signals = random_signals(generator, rows, 2)
+        statistics.update(signals, slice(None))
+        fresh.update(Signals(signals.values[:, 1:]), slice(None))
+    assert statistics.age.tolist() == [8, 3]
+    for name, feature in FEATURES.items():
+        assert feature.compute(statistics)[1] == feature.compute(fresh)[0], name
+
+
+def test_statistics_can_be_put_back_and_copied() -> None:
+    needs = frozenset().union(*(feature.needs for feature in FEATURES.values()))
+    generator, rows = np.random.default_rng(0), len(signal_rows(needs))
+    statistics = Statistics(needs, 3, 1, 50, 0.0)
+    for _ in range(5):
+        statistics.update(random_signals(generator, rows, 3), slice(None))
+    before = {name: feature.compute(statistics).copy() for name, feature in FEATURES.items()}
+    state = statistics.get_state(np.array([2, 2]))
+    statistics.update(random_signals(generator, rows, 3), slice(None))
+    statistics.set_state(state, np.array([0, 2]))
+    for name, feature in FEATURES.items():
+        values = feature.compute(statistics)
+        assert values[0] == values[2] == before[name][2], name
