@@ -5,7 +5,7 @@ from stable_baselines3 import PPO
 from agents.sb3 import default_hyperparameters, make_sb3_env
 
 env = make_sb3_env(64, task="digits-mlp-scaled", horizon=100)
-model = PPO(env=env, seed=0, **default_hyperparameters("ppo", num_envs=64)).learn(300_000)
+model = PPO("MlpPolicy", env, seed=0, **default_hyperparameters("ppo", num_envs=64)).learn(300_000)
 ```
 
 A trained model is a controller as it stands: its ``predict`` has the signature that controllers have.
@@ -172,7 +172,7 @@ def _by_member(info: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def default_hyperparameters(algorithm: str, num_envs: int, decisions: int = 100) -> dict[str, Any]:
-    """Arguments of an SB3 algorithm's constructor, beside ``env``, that suit many short trainings side by side.
+    """Arguments of an SB3 algorithm's constructor, after ``"MlpPolicy"`` and ``env``, that suit many short trainings side by side.
 
     SB3's own defaults are for one environment: PPO's ``n_steps=2048`` would be 131,072 transitions a rollout with 64 members. Here a
     rollout of PPO is one training of each member; off-policy algorithms learn after every step of all members. The discount is
@@ -191,7 +191,7 @@ def default_hyperparameters(algorithm: str, num_envs: int, decisions: int = 100)
             raise ValueError(f"{name} must be an integer >= 1, but {value!r} was given.")
     if algorithm not in _HYPERPARAMETERS:
         raise unknown_name("algorithm", algorithm, _HYPERPARAMETERS)
-    common = {"policy": "MlpPolicy", "gamma": 1 - 1 / (10 * decisions), "device": "cpu"}
+    common = {"gamma": 1 - 1 / (10 * decisions), "device": "cpu"}
     return common | _HYPERPARAMETERS[algorithm](int(num_envs), int(decisions))
 
 

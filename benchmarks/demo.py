@@ -39,11 +39,13 @@ TORCH_DEFAULT_RATE = 1e-3
 """Of ``torch.optim.SGD``."""
 
 LEARNED = "DDPG (learned)"
-HINDSIGHT = "Best schedule per instance, in hindsight"
-BETTER_OPTIMIZER = "A better optimizer"
+HINDSIGHT = "Best schedule per training, in hindsight"
+BETTER_OPTIMIZER = "A better optimizer: "
 DRAWN = ("Best shared constant", "Best shared cosine", "Best shared step", "SPS, tuned constant", LEARNED)
 
-DDPG_ENVIRONMENT: dict[str, Any] = {"action": "residual"}
+TABLE_WIDTH = 120
+
+DDPG_ENVIRONMENT: dict[str, Any] = {}
 DDPG_CONFIG = DDPGConfig()
 
 
@@ -79,6 +81,8 @@ def main(options: Options) -> None:
     """Runs the demo and writes its results."""
     torch.set_num_threads(1)  # one thread a process is fastest for networks of this size
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)  # a file or a pipe has no width of its own
     console.print(f"Task [bold]{TASK}[/bold]: {options.num_envs} networks (64-32-10) at once, SGD, batch 64, 100 steps each. Seed {options.seed}.")
     with ProcessPoolExecutor(1, get_context("spawn"), _one_thread) as pool:
         # The baselines need no agent: the second core works on them while the agent trains.
@@ -141,10 +145,10 @@ def evaluate_baselines(seed: int, trainings: int) -> Baselines:
         grid_scores += [result.scores for result in by_rate.values()]
     tuned["SPS"] = _tune(tuning, polyak, GRID_STARTS["sps"], (1e-6, 1e3))
     results["SPS, tuned constant"] = report.run(polyak(tuned["SPS"].best))
-    for optimizer in ("momentum", "adam"):
+    for optimizer, label in (("momentum", "SGD with momentum"), ("adam", "Adam")):
         make = schedule_shapes(horizon, optimizer)["constant"]
         tuned[optimizer] = _tune(tuning, make, GRID_STARTS[optimizer], rate_limits(optimizer))
-        results[f"{BETTER_OPTIMIZER}: {optimizer}, best shared constant"] = report.run(make(tuned[optimizer].best))
+        results[f"{BETTER_OPTIMIZER}{label}, best shared constant"] = report.run(make(tuned[optimizer].best))
     return Baselines(results, tuned, np.min(grid_scores, axis=0), time.perf_counter() - start)
 
 
@@ -179,14 +183,18 @@ def render_table(table: list[dict[str, Any]], seconds: float, baselines: Baselin
         caption_justify="left",
     )
     for column in ("Controller", "log10 loss", "DDPG − other", "95 % interval", "Diverged", "Test accuracy"):
-        rendered.add_column(column, justify="left" if column == "Controller" else "right", no_wrap=column != "Controller")
+        rendered.add_column(column, justify="left" if column == "Controller" else "right", no_wrap=True)
+    is_better_section = False
     for row in table:
-        if row["name"].startswith(BETTER_OPTIMIZER) and not rendered.rows[-1].end_section:
+        if row["name"].startswith(BETTER_OPTIMIZER) and not is_better_section:
+            is_better_section = True
             rendered.add_section()
+            rendered.add_row(BETTER_OPTIMIZER.rstrip(": "), style="italic")
         difference = row["difference"]
         cells = ["", ""] if difference is None else [f"{difference['mean']:+.3f}", f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"]
         shares = ["" if row[key] is None else f"{row[key]:.1%}" for key in ("diverged", "test_accuracy")]
-        rendered.add_row(row["name"], f"{row['score']:+.3f}", *cells, *shares, style="bold" if row["name"] == LEARNED else None)
+        name = row["name"].removeprefix(BETTER_OPTIMIZER)
+        rendered.add_row(name, f"{row['score']:+.3f}", *cells, *shares, style="bold" if name == LEARNED else None)
     return rendered
 
 

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from benchmarks.runner import Result
 
@@ -42,7 +43,10 @@ def draw(results: Mapping[str, Result], path: Path) -> None:
             axes.set_xlabel("SGD step")
             axes.set_xlim(0, len(result.rates))
             axes.grid(alpha=0.25, which="major")
-        rate_axes.set_ylim(bottom=1e-3)
+        rate_axes.set_ylim(1e-3, 20)  # SPS's first step and the ends of decays go beyond
+        loss_axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5]))
+        loss_axes.yaxis.set_major_formatter(ScalarFormatter())
+        loss_axes.yaxis.set_minor_locator(NullLocator())
         figure.legend(*loss_axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(results), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -33,6 +33,14 @@ class Feature:
     needs: frozenset[str]
     compute: Callable[[Statistics], np.ndarray]
 
+    def __reduce__(self) -> tuple[Callable[[str], Feature], tuple[str]]:
+        """Pickled by name: the formula is code."""
+        return _registered, (self.name,)
+
+
+def _registered(name: str) -> Feature:
+    return FEATURES[name]
+
 
 _GRADIENT = frozenset({"gradient_norm_squared"})
 _COSINE = frozenset({"gradient_norm_squared", "gradient_dot_previous"})
