@@ -18,13 +18,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from lr_env.controllers import BoundController, PolicyNetwork, save_controller
+from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
+from lr_env.seeding import Role, check_seed, role_seeds
 from torch import nn
 
 from agents.networks import CriticNetwork
 from agents.replay import ReplayMemory
-from lr_env.controllers import BoundController, PolicyNetwork, save_controller
-from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
-from lr_env.seeding import Role, check_seed, role_seeds
 
 CHECKPOINT_KIND = "ddpg-checkpoint"
 
@@ -156,9 +156,7 @@ class DDPG:
             self.save_checkpoint(checkpoint)
         return self
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Actions ``(N, A)``, see :class:`lr_env.controllers.Controller`; without ``deterministic``, with white noise."""
         actions, state = self.actor.predict(observation, state, episode_start)
         if not deterministic:
@@ -293,7 +291,10 @@ def _check_environment(environment: VectorEnv[Any, Any, Any]) -> None:
     if not isinstance(environment, VectorEnv):
         raise TypeError(f"DDPG needs a vector environment, from gym.make_vec, but {type(environment).__name__} was given.")
     if not isinstance(environment.single_action_space, gym.spaces.Box) or not environment.single_action_space.is_bounded():
-        raise TypeError(f'DDPG needs continuous bounded actions, but the space is {environment.single_action_space}. Use action="relative", "absolute" or "residual".')
+        raise TypeError(
+            f"DDPG needs continuous bounded actions, but the space is {environment.single_action_space}. "
+            'Use action="relative", "absolute" or "residual".'
+        )
     if environment.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise ValueError('DDPG needs an environment that resets in the same step: pass autoreset_mode="SameStep" to gym.make_vec.')
 

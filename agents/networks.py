@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
-
 from lr_env.seeding import preserved_global_generators
+from torch import Tensor, nn
 
 
 class CriticNetwork(nn.Module):
@@ -26,7 +26,7 @@ class CriticNetwork(nn.Module):
         with preserved_global_generators():
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            for fan_in, fan_out in pairwise(widths):
                 layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.ReLU()]
             self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

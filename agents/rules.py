@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 
 
 class StochasticPolyak:
-    """The stochastic Polyak step size SPS_max: ``rate = min(c · (ℓ − b) / ⟨g, u⟩⁺, cap)`` (Loizou et al. 2021, equation 3, with ``c`` as a
-    factor and, for optimizers beyond SGD, ``⟨g, u⟩`` in place of ``‖g‖²``).
+    """The stochastic Polyak step size SPS_max: ``rate = min(c · (ℓ − b) / ⟨g, u⟩⁺, cap)``.
+
+    After Loizou et al. 2021, with ``c`` as a factor and, for optimizers beyond SGD, ``⟨g, u⟩`` in place of ``‖g‖²``.
 
     Args:
         constant: c, > 0.
@@ -31,9 +31,7 @@ class StochasticPolyak:
         """The rule with the decision process it needs: ``log η`` and ``log(η ⟨g, u⟩⁺ / (ℓ − b))`` hold the Polyak step size."""
         return BoundController(self, MDP(optimizer=optimizer, features=["log_rate", "predicted_decrease"], action="rate"))
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`."""
         observations = np.asarray(observation, np.float64)
         log_polyak = observations[..., 0] - observations[..., 1]

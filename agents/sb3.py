@@ -19,7 +19,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-
 from lr_env import LearningRateVectorEnv
 from lr_env.naming import unknown_name
 from lr_env.training import Evaluation
@@ -201,7 +200,7 @@ def _ppo(num_envs: int, decisions: int) -> dict[str, Any]:
         "batch_size": max(2, num_envs * decisions // 8),
         "n_epochs": 10,
         "learning_rate": 1e-3,
-        "gae_lambda": 0.95,
+        "gae_lambda": 0.98,
         "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -1.0},
     }
 
@@ -230,7 +229,7 @@ def _off_policy(num_envs: int, decisions: int) -> dict[str, Any]:
 
 
 def _sac(num_envs: int, decisions: int) -> dict[str, Any]:
-    return _off_policy(num_envs, decisions) | {"ent_coef": "auto_0.01"}
+    return _off_policy(num_envs, decisions) | {"ent_coef": "auto_0.01", "gradient_steps": max(1, num_envs // 8)}
 
 
 def _deterministic(num_envs: int, decisions: int) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
-
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 
 class Schedule:
@@ -38,9 +37,7 @@ class Schedule:
         """The schedule with the decision process it needs: it observes the loss (for ``ReduceLROnPlateau``) and sets the raw rate."""
         return BoundController(self, MDP(optimizer=optimizer, features=["log_loss"], action="rate"))
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`. The state holds schedulers and step counts."""
         observations = np.atleast_2d(observation)
         num_members = len(observations)

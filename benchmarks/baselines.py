@@ -86,7 +86,9 @@ class RandomController:
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
 
-    def predict(self, observation: np.ndarray, state: object = None, episode_start: object = None, deterministic: bool = False) -> tuple[np.ndarray, object]:
+    def predict(
+        self, observation: np.ndarray, state: object = None, episode_start: object = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, object]:
         """Actions ``(N, 1)``; random even where ``deterministic``."""
         return self._generator.uniform(-1, 1, (len(observation), 1)).astype(np.float32), state
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -73,7 +72,8 @@ class Runner:
         final, test = environment.evaluate("train"), environment.evaluate("test")
         with np.errstate(invalid="ignore", divide="ignore"):
             scores = np.log10(np.maximum(final.losses - environment.episodes.lower_bound, 1e-38))
-        return Result(np.where(diverged, initial + DIVERGENCE_PENALTY, scores), diverged, test.losses, test.metrics, np.array(losses), np.array(rates))
+        scores = np.where(diverged, initial + DIVERGENCE_PENALTY, scores)
+        return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates))
 
 
 def run(bound: BoundController, task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None) -> Result:
@@ -86,6 +86,3 @@ def compare(
 ) -> dict[str, Result]:
     """Runs several controllers on the same trainings: same weights, same data order."""
     return {name: run(bound, task, seeds, horizon) for name, bound in controllers.items()}
-
-
-__all__: list[Any] = ["Result", "Runner", "compare", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,9 +25,7 @@ CONTROLLER_KIND = "controller"
 class Controller(Protocol):
     """What decides the rate; the signature of Stable-Baselines3's ``predict``, so that its models are controllers."""
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Actions for observations.
 
         Args:
@@ -71,7 +70,7 @@ class PolicyNetwork(nn.Module):
         with preserved_global_generators():
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            for fan_in, fan_out in pairwise(widths):
                 layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
             last = nn.Linear(widths[-1], num_actions)
             nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
@@ -83,13 +82,12 @@ class PolicyNetwork(nn.Module):
         actions: Tensor = self.layers(observations)
         return actions
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """See :class:`Controller`; one observation ``(F,)`` gives one action ``(A,)``. Always deterministic."""
         observations = np.asarray(observation, np.float32)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
-            raise ValueError(f"Observations of shape (N, {self.num_features}) or ({self.num_features},) are expected, but {observations.shape} was given.")
+            expected = f"(N, {self.num_features}) or ({self.num_features},)"
+            raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
         with torch.no_grad():
             return self(torch.from_numpy(observations)).numpy(), state
 
@@ -120,8 +118,8 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
         architecture = metadata["architecture"]
         widths = [architecture["num_features"], *architecture["hidden"], architecture["num_actions"]]
         # Checked before the network is built, so that a file cannot claim more memory than it brings.
-        expected = {}
-        for layer, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        expected: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
             expected |= {f"layers.{2 * layer}.weight": (fan_out, fan_in), f"layers.{2 * layer}.bias": (fan_out,)}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:

@@ -138,7 +138,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     - v0: initial version. A change of the default features, action, reward, of a feature's formula or of the random streams makes v1.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (as Gymnasium has it)
 
     def __init__(
         self,
@@ -160,9 +160,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
-        mdp = MDP(
-            optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades
-        )
+        mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades)
         self.render_mode = render_mode
         self.episodes = Episodes(task, 1, mdp, horizon, gradients, dtype)
         self.observation_space = self.episodes.process.observation_space
@@ -214,7 +212,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         info = self._info(bool(outcome.diverged[0]))
         return self.episodes.observation()[0], float(outcome.rewards[0]), terminated, truncated, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The loss and the rate so far as an image ``(height, width, 3)``, uint8; None without a render mode.
 
         Raises:

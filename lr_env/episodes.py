@@ -48,7 +48,13 @@ class Episodes:
     """
 
     def __init__(
-        self, task: str | Task | TaskFamily, num_members: int, mdp: MDP, horizon: int | None = None, gradients: Engine = "auto", dtype: str = "float32"
+        self,
+        task: str | Task | TaskFamily,
+        num_members: int,
+        mdp: MDP,
+        horizon: int | None = None,
+        gradients: Engine = "auto",
+        dtype: str = "float32",
     ) -> None:
         if not isinstance(task, (str, Task, TaskFamily)):
             raise TypeError(
@@ -190,7 +196,10 @@ class Episodes:
     def _same_batch_rewards(self, before: np.ndarray, after: np.ndarray, diverged: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         after = np.where(diverged, np.inf, after)  # the worst potential
         first_excess = self.first_excess[rows]
-        return self.reward.potential(before, first_excess, self.lower_bound) - self.reward.potential(after, first_excess, self.lower_bound)
+        reduction: np.ndarray = self.reward.potential(before, first_excess, self.lower_bound) - self.reward.potential(
+            after, first_excess, self.lower_bound
+        )
+        return reduction
 
     def _pay(self, outcome: Outcome, members: np.ndarray | None, at_end: bool = False) -> None:
         """Pays members ``(K,)``, or all, the reduction of their potential since it was last taken."""

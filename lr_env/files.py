@@ -37,7 +37,7 @@ def write_file(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, A
     beside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, beside, metadata={METADATA_KEY: header})
-        os.replace(beside, target)
+        beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
 

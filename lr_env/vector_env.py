@@ -83,9 +83,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """The decision process, as saved with a controller."""
         return self.episodes.process.mdp
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts trainings.
 
         Args:
@@ -132,16 +130,14 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
             outcome = self._step_with_resets(parsed, np.flatnonzero(~self._ended), np.flatnonzero(self._ended))
         else:
-            raise ResetNeeded(
-                f"Members {np.flatnonzero(self._ended).tolist()} have ended: call reset(options={{'reset_mask': mask}}) before step()."
-            )
+            raise ResetNeeded(f"Members {np.flatnonzero(self._ended).tolist()} have ended: call reset(options={{'reset_mask': mask}}) before step().")
         self._ended = outcome.terminated | outcome.truncated
         observations, info = self.episodes.observation(), self._info(everyone, outcome.diverged)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
             observations, info = self._reset_in_same_step(observations, info, outcome)
         return observations, outcome.rewards, outcome.terminated, outcome.truncated, info
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """One image ``(height, width, 3)`` per member, see :meth:`lr_env.LearningRateEnv.render`."""
         if self.render_mode is None:
             gym.logger.warn('render() was called without a render mode; pass render_mode="rgb_array".')

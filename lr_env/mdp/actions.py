@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +24,9 @@ class RateRange:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.highest) and 0 < self.lowest < self.highest):
-            raise ValueError(f"lr_min and lr_max must satisfy 0 < lr_min < lr_max < inf, but lr_min={self.lowest} and lr_max={self.highest} were given.")
+            raise ValueError(
+                f"lr_min and lr_max must satisfy 0 < lr_min < lr_max < inf, but lr_min={self.lowest} and lr_max={self.highest} were given."
+            )
         if not self.lowest <= self.initial <= self.highest:
             raise ValueError(f"initial_rate must be within [lr_min, lr_max] = [{self.lowest}, {self.highest}], but {self.initial} was given.")
 
@@ -32,7 +34,10 @@ class RateRange:
 class Action(Protocol):
     """A mapping from actions to rates."""
 
-    needs: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]:
+        """Signals that the mapping uses, beside the loss."""
+        ...
 
     def space(self, num_groups: int) -> gym.Space[Any]:
         """The action space of one training with ``num_groups`` parameter groups."""
@@ -54,7 +59,7 @@ def _box(num_groups: int) -> gym.Space[Any]:
 class _Continuous:
     """Actions in [−1, 1], one per parameter group."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs = frozenset[str]()
 
     def space(self, num_groups: int) -> gym.Space[Any]:
         """Box [−1, 1] of shape ``(G,)``."""
@@ -156,7 +161,7 @@ class DiscreteAction:
         max_change: Largest change of one decision, decades, > 0.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs = frozenset[str]()
     steps: int = 2
     max_change: float = 0.5
 
@@ -184,7 +189,7 @@ class DiscreteAction:
 class RateAction:
     """The action is the raw rate, ≥ 0, not clipped to the range; for schedules and rules."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs = frozenset[str]()
 
     def space(self, num_groups: int) -> gym.Space[Any]:
         """Box [0, ∞) of shape ``(G,)``, float64 so that a schedule's rates are taken exactly."""
@@ -218,7 +223,7 @@ def make_action(specification: str | Mapping[str, Any]) -> Action:
         ValueError: If the kind or an option is unknown or out of range.
     """
     options = {"kind": specification} if isinstance(specification, str) else dict(specification)
-    kind = options.pop("kind", None)
+    kind = str(options.pop("kind", None))
     if kind not in ACTIONS:
         raise unknown_name("action", kind, ACTIONS)
     valid = [field.name for field in fields(ACTIONS[kind])]  # type: ignore[arg-type]

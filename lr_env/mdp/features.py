@@ -51,9 +51,16 @@ FEATURES: Mapping[str, Feature] = {
         Feature("log_loss", "log(ℓ − b)", frozenset(), lambda s: s.log["loss"]),
         Feature("loss_ratio", "EMA₅(log(ℓ − b)) − log(ℓ₀ − b)", frozenset(), lambda s: s.fast_loss - s.first_log["loss"]),
         Feature("loss_trend", "10·(EMA₅ − EMA₂₀)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.fast_loss - s.slow_loss)),
-        Feature("loss_trend_of_horizon", "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.horizon_fast_loss - s.horizon_slow_loss)),
+        Feature(
+            "loss_trend_of_horizon",
+            "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))",
+            frozenset(),
+            lambda s: TREND_SCALE * (s.horizon_fast_loss - s.horizon_slow_loss),
+        ),
         Feature("log_gradient_norm", "log ‖g‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"]),
-        Feature("gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"] - s.first_log["gradient_norm_squared"]),
+        Feature(
+            "gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"] - s.first_log["gradient_norm_squared"]
+        ),
         Feature("gradient_cosine", "⟨g, g₋₁⟩ / (‖g‖ ‖g₋₁‖), 0 at first", _COSINE, lambda s: s.cosine),
         Feature("gradient_cosine_average", "EMA₅ of gradient_cosine", _COSINE, lambda s: s.cosine_average),
         Feature("log_rate", "log η", frozenset(), lambda s: s.log_rate),

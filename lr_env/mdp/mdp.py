@@ -143,7 +143,9 @@ class DecisionProcess:
         if array.dtype.kind not in "fiub":
             raise TypeError(f"An action must be real numbers, but an array of dtype {array.dtype} was given ({actions!r}).")
         if array.shape != self._action_shape:
-            raise ValueError(f"Actions of shape {self._action_shape[1:]} are expected for each training, {self._action_shape} in all, but {array.shape} was given.")
+            raise ValueError(
+                f"Actions of shape {self._action_shape[1:]} are expected for each training, {self._action_shape} in all, but {array.shape} was given."
+            )
         values = array.astype(np.float64).reshape(self.num_members, self.num_groups)
         if np.isnan(values).any():
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")

@@ -56,7 +56,9 @@ class Statistics:
         self._offsets = np.array([[loss_lower_bound if name == "loss" else 0.0] for name in self.rows])
         # Norms come squared: half the logarithm.
         self._scales = np.array([[0.5 if name.endswith("squared") else 1.0] for name in self.rows])
-        time_constants = np.array([FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT])
+        time_constants = np.array(
+            [FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT]
+        )
         self._gains = (1 / np.maximum(time_constants, 1.0))[:, None]
 
     def _make_views(self) -> None:

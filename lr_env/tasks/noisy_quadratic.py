@@ -95,8 +95,10 @@ class NoisyQuadratic:
         return np.array(losses)
 
     def greedy_rates(self) -> np.ndarray:
-        """The rate ``(T,)`` that minimises the expected loss after each single step (Schaul et al. 2013):
-        ``η = Σ h_i² E[w_i²] / Σ h_i (h_i² E[w_i²] + c_i)``."""
+        """The rate ``(T,)`` that minimises the expected loss after each single step (Schaul et al. 2013).
+
+        ``η = Σ h_i² E[w_i²] / Σ h_i (h_i² E[w_i²] + c_i)``.
+        """
         curvatures, variances = np.array(self.curvatures), np.array(self.noise_variances)
         squares = np.square(self.initial_weights)
         rates = []
@@ -134,7 +136,8 @@ class NoisyQuadratic:
 
         starts = [np.full(self.horizon, self.best_constant()), np.maximum(self.greedy_rates(), 1e-12)]
         solutions = [minimize(objective, np.log(start), jac=True, method="L-BFGS-B", options={"maxiter": 2000}) for start in starts]
-        return np.exp(min(solutions, key=lambda solution: float(solution.fun)).x)
+        best: np.ndarray = np.exp(min(solutions, key=lambda solution: float(solution.fun)).x)
+        return best
 
 
 SHIPPED_QUADRATIC = NoisyQuadratic(curvatures=(1.0, 0.3), noise_variances=(10.0, 3.0), initial_weights=(3.0, 5.5), horizon=40)

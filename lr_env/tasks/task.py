@@ -74,8 +74,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A finite data set. A batch is drawn without replacement within an epoch and an epoch's last incomplete batch is dropped,
-    as ``DataLoader(shuffle=True, drop_last=True)`` does.
+    """A finite data set.
+
+    A batch is drawn without replacement within an epoch and an epoch's last incomplete batch is dropped, as
+    ``DataLoader(shuffle=True, drop_last=True)`` does.
 
     Attributes:
         train: What gradients are taken on.
@@ -213,7 +215,8 @@ class Task:
             raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(all_inputs.shape)} were given.")
         if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
             raise ValueError(
-                f"validation_fraction and test_fraction must be in [0, 1) and sum to less than 1, but {validation_fraction} and {test_fraction} were given."
+                f"validation_fraction and test_fraction must be in [0, 1) and sum to less than 1, "
+                f"but {validation_fraction} and {test_fraction} were given."
             )
         order = torch.from_numpy(np.random.default_rng(check_seed(split_seed)).permutation(len(everything)))
         num_validation, num_test = (int(fraction * len(everything)) for fraction in (validation_fraction, test_fraction))
@@ -239,11 +242,12 @@ class Task:
             module = copy.deepcopy(self.model)
             for part in module.modules():
                 if hasattr(part, "reset_parameters"):
-                    part.reset_parameters()
+                    part.reset_parameters()  # type: ignore[operator]  # checked by hasattr
                 elif next(part.parameters(recurse=False), None) is not None:
                     raise ValueError(
-                        f"The module given to task {self.name!r} holds a {type(part).__name__} with parameters but without reset_parameters(), so that "
-                        "it cannot be initialised anew. Pass a function that makes the module instead, such as `lambda: MyModule()`."
+                        f"The module given to task {self.name!r} holds a {type(part).__name__} with parameters "
+                        "but without reset_parameters(), so that it cannot be initialised anew. "
+                        "Pass a function that makes the module instead, such as `lambda: MyModule()`."
                     )
         else:
             module = self.model()

@@ -3,4 +3,16 @@
 from lr_env.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer, RateDefaults, make_optimizer
 from lr_env.training.population import SIGNALS, Evaluation, Population, Signals, signal_rows
 
-__all__ = ["OPTIMIZERS", "SGD", "SIGNALS", "Adam", "Evaluation", "Optimizer", "Population", "RateDefaults", "Signals", "make_optimizer", "signal_rows"]
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "SIGNALS",
+    "Adam",
+    "Evaluation",
+    "Optimizer",
+    "Population",
+    "RateDefaults",
+    "Signals",
+    "make_optimizer",
+    "signal_rows",
+]

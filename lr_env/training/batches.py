@@ -49,7 +49,7 @@ class Batches:
 
     def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray) -> None:
         """Puts members ``(K,)`` at the first batch of a new order."""
-        for member, seed in zip(members, seeds, strict=True):
+        for member, seed in zip(members.tolist(), seeds, strict=True):
             self._generators[member] = np.random.default_rng(seed)
             self._begin_epoch(member)
         self._cursor[members] = 0
@@ -66,12 +66,12 @@ class Batches:
         self._steps_until_epoch -= 1
         if self._steps_until_epoch == 0:
             finished = self._cursor == self._num_batches
-            for member in np.flatnonzero(finished):
+            for member in np.flatnonzero(finished).tolist():
                 self._begin_epoch(member)
             self._cursor[finished] = 0
             self._steps_until_epoch = self._num_batches - int(self._cursor.max())
 
-    def references(self) -> tuple[Tensor, ...]:
+    def references(self) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`gather` takes: the data, and where the current batches lie in them."""
         if isinstance(self._task.data, Data):
             return self._inputs, self._targets, torch.from_numpy(self._order[self._rows, self._cursor].reshape(-1))
@@ -90,7 +90,8 @@ class Batches:
 
     def current(self) -> tuple[Tensor, Tensor]:
         """The current minibatches: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
-        return self.gather(*self.references(), self.input_scales)
+        inputs, targets, indices = self.references()
+        return self.gather(inputs, targets, indices, self.input_scales)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Plain data from which :meth:`set_state` restores these members."""

@@ -182,7 +182,15 @@ class EvaluationFunction:
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def __call__(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None = None, *, shared: bool, training: bool
+        self,
+        parameters: Tensor,
+        buffers: Buffers,
+        inputs: Tensor,
+        targets: Tensor,
+        input_scales: Tensor | None = None,
+        *,
+        shared: bool,
+        training: bool,
     ) -> Tensor:
         """Sums over examples, ``(N, 2)``: observed loss and metric (0 where the task has none).
 

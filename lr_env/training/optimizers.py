@@ -109,7 +109,7 @@ def make_optimizer(specification: str | Mapping[str, Any]) -> tuple[Optimizer, R
         ValueError: If a name or a hyperparameter is unknown or out of range.
     """
     options = {"name": specification} if isinstance(specification, str) else dict(specification)
-    name = options.pop("name", None)
+    name = str(options.pop("name", None))
     if name not in _DEFINITIONS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     kind, defaults, rates = _DEFINITIONS[name]

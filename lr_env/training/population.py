@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from lr_env.training.tracing import Argument, interpreted
 
 SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
 """Names of the signals beside the loss."""
+
+Pass: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""Gradients, directions and signals of all members."""
 
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
@@ -70,6 +73,9 @@ class Population:
     Raises:
         ValueError: If an argument is out of range, or ``gradients="batched"`` does not work for the model.
     """
+
+    _evaluation: EvaluationFunction | None
+    _pass: Pass | None
 
     def __init__(
         self,
@@ -137,20 +143,18 @@ class Population:
         All N members are computed in any case, so that a member's bits do not depend on which others are asked for. Signals of the
         others are not meaningful.
         """
-        if self._pass is None:
-            self._choose_pass()
-        assert self._pass is not None
+        compute = self._pass or self._choose_pass()
         if members is None:
             self.previous_gradients = self.gradients
             with torch.no_grad():
-                self.gradients, self.directions, signals = self._pass(*self._pass_arguments())
+                self.gradients, self.directions, signals = compute(*self._pass_arguments())
         else:
             rows = torch.from_numpy(members)
             changed = self._changing_tensors()
             before = {name: tensor.clone() for name, tensor in changed.items()}
             generator_states = list(self._generator_states)
             with torch.no_grad():
-                gradients, directions, signals = self._pass(*self._pass_arguments())
+                gradients, directions, signals = compute(*self._pass_arguments())
             for name, tensor in changed.items():  # the others are as if nothing had happened
                 before[name][rows] = tensor[rows]
                 tensor.copy_(before[name])
@@ -181,8 +185,7 @@ class Population:
     def current_batch_losses(self) -> np.ndarray:
         """Losses ``(N,)`` of all members at their present weights on their current minibatch, in training mode: one more forward pass."""
         inputs, targets = self.batches.current()
-        assert self._evaluation_function is not None
-        sums = self._evaluation_function(self.parameters, self.buffers, inputs, targets, shared=False, training=True)
+        sums = self._evaluation_function()(self.parameters, self.buffers, inputs, targets, shared=False, training=True)
         return (sums[:, 0] / targets.shape[1]).numpy().astype(np.float64)
 
     def evaluate(self, split: SplitName, subset: np.ndarray | None = None) -> Evaluation:
@@ -195,9 +198,6 @@ class Population:
         Raises:
             ValueError: If the split is unknown or empty.
         """
-        if self._evaluation_function is None:
-            self._choose_pass()
-            assert self._evaluation_function is not None
         inputs, targets = self._split(split)
         if subset is not None:
             rows = torch.from_numpy(subset)
@@ -206,7 +206,7 @@ class Population:
         sums = torch.zeros(self.num_members, 2, dtype=torch.float64)
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
-            sums += self._evaluation_function(
+            sums += self._evaluation_function()(
                 self.parameters, self.buffers, inputs[part], targets[part], self.batches.input_scales, shared=True, training=False
             )
         means = (sums / len(inputs)).numpy()
@@ -287,12 +287,20 @@ class Population:
         references = self.batches.references()
         return (self.parameters, self.buffers, self.optimizer_state, self._steps, self.gradients, *references, self.batches.input_scales)
 
-    def _choose_pass(self) -> None:
+    def _choose_pass(self) -> Pass:
         """Chooses the engine, and fuses the whole pass into one graph where the engine allows it."""
         gradients = self._gradient_function
         gradients.choose(self.parameters, self.buffers, *self.batches.current())
-        self._evaluation_function = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched")
+        self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched")
         self._pass = interpreted(self._compute, self._pass_arguments()) if gradients.is_plain else self._compute
+        return self._pass
+
+    def _evaluation_function(self) -> EvaluationFunction:
+        """It follows the engine of the gradients."""
+        if self._evaluation is None:
+            self._choose_pass()
+        assert self._evaluation is not None
+        return self._evaluation
 
     def _split(self, name: SplitName) -> tuple[Tensor, Tensor]:
         if name not in self._splits:
@@ -303,12 +311,12 @@ class Population:
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.dtype)
         self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine)
-        self._evaluation_function: EvaluationFunction | None = None
-        self._pass: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+        self._evaluation = None
+        self._pass = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_template", "_gradient_function", "_evaluation_function", "_pass", "_steps"):  # traced graphs: built anew
+        for name in ("_template", "_gradient_function", "_evaluation", "_pass", "_steps"):  # traced graphs: built anew
             del state[name]
         return state
 

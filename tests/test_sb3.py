@@ -1,0 +1,234 @@
+"""The adapter to Stable-Baselines3 against SB3's own vector environment of single environments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+from agents.sb3 import LearningRateVecEnv, default_hyperparameters, make_sb3_env
+from lr_env import LearningRateEnv, LearningRateVectorEnv
+from tests.rollouts import tiny_task
+
+TERMINATING = {"features": "scale_free"}
+TRUNCATING = {"features": ["loss_ratio", "log_rate"]}  # without progress the end is a truncation
+ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+
+
+def make_adapter(num_envs: int = 3, **arguments: Any) -> LearningRateVecEnv:
+    return LearningRateVecEnv(LearningRateVectorEnv(num_envs, task=tiny_task(), autoreset_mode="SameStep", **arguments))
+
+
+def make_dummy(num_envs: int = 3, **arguments: Any) -> DummyVecEnv:
+    return DummyVecEnv([lambda: LearningRateEnv(task=tiny_task(), **arguments) for _ in range(num_envs)])
+
+
+def assert_same_info(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert type(actual[name]) is type(value), name
+        np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-6 if name == "terminal_observation" else 0, err_msg=name)
+
+
+@pytest.mark.parametrize("arguments", [TERMINATING, TRUNCATING], ids=["terminating", "truncating"])
+def test_equals_sb3_s_own_vector_environment(arguments: dict[str, Any]) -> None:
+    """Three episodes with automatic resets, one member diverging early again and again."""
+    arguments = {**arguments, "dtype": "float64", "lr_max": 1e30, "action": {"kind": "relative", "max_change": 10.0}}
+    adapter, dummy = make_adapter(**arguments), make_dummy(**arguments)
+    assert adapter.observation_space == dummy.observation_space
+    assert adapter.action_space == dummy.action_space
+    assert adapter.seed(5) == dummy.seed(5)
+    np.testing.assert_allclose(adapter.reset(), dummy.reset(), rtol=1e-5, atol=1e-6)
+    actions = np.random.default_rng(0).uniform(-0.02, 0.02, (24, 3, 1)).astype(np.float32)
+    actions[2::5, 1] = 1
+    ends, truncations, divergences = 0, 0, 0
+    for action in actions:
+        actual, expected = adapter.step(action), dummy.step(action)
+        for values, reference in zip(actual[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(values, reference, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(actual[2], expected[2], strict=True)
+        for i in range(3):
+            assert_same_info(actual[3][i], expected[3][i])
+            assert_same_info(adapter.reset_infos[i], dummy.reset_infos[i])
+        ends += actual[2].sum()
+        truncations += sum(info["TimeLimit.truncated"] for info in actual[3])
+        divergences += sum(info["diverged"] for info in actual[3])
+    assert divergences > 2
+    assert ends - divergences >= 6
+    assert truncations == (ends - divergences if arguments["features"] == TRUNCATING["features"] else 0)
+
+
+def test_seeds_are_used_once() -> None:
+    env = make_adapter()
+    env.seed(1)
+    first = env.reset()
+    second = env.reset()
+    assert not np.array_equal(first, second)
+    env.seed(1)
+    np.testing.assert_array_equal(env.reset(), first)
+
+
+def test_monitor_reports_episode_returns() -> None:
+    env = make_sb3_env(4, seed=0, task=tiny_task())
+    assert isinstance(env, VecMonitor)
+    env.reset()
+    returns, reported = np.zeros(4), []
+    for _ in range(16):
+        _, rewards, ends, infos = env.step(np.full((4, 1), 0.1, np.float32))
+        returns += rewards
+        for i in np.flatnonzero(ends):
+            assert infos[i]["episode"]["l"] == 8
+            assert infos[i]["episode"]["r"] == pytest.approx(returns[i], abs=1e-5)
+            reported.append(returns[i])
+        returns[ends] = 0
+    assert len(reported) == 8
+    assert len(set(reported)) == 8
+
+
+def test_seed_of_the_helper_is_that_of_the_first_reset() -> None:
+    expected = LearningRateVectorEnv(2, task=tiny_task()).reset(seed=7)[0]
+    np.testing.assert_array_equal(make_sb3_env(2, seed=7, task=tiny_task()).reset(), expected)
+
+
+def test_vec_normalize_works_on_top() -> None:
+    env = VecNormalize(make_sb3_env(2, task=tiny_task()))
+    env.reset()
+    observations, _, _, infos = env.step(np.zeros((2, 1), np.float32))
+    assert np.isfinite(observations).all()
+    assert all(type(infos[0][name]) is kind for name, kind in {"loss": float, "step": int, "diverged": bool, "TimeLimit.truncated": bool}.items())
+
+
+def test_observations_and_rewards_are_fresh() -> None:
+    env = make_adapter()
+    kept = [(env.reset(), np.zeros(3))]
+    copies = [(kept[0][0].copy(), np.zeros(3))]
+    for _ in range(9):  # past an automatic reset
+        observations, rewards, _, _ = env.step(np.zeros((3, 1), np.float32))
+        kept.append((observations, rewards))
+        copies.append((observations.copy(), rewards.copy()))
+    for held, copied in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(held[0], copied[0])
+        np.testing.assert_array_equal(held[1], copied[1])
+
+
+def test_attributes_of_members() -> None:
+    env, dummy = make_adapter(), make_dummy()
+    for name in ("action_space", "mdp", "observation_space", "render_mode", "spec"):
+        assert env.get_attr(name) == dummy.get_attr(name)
+        assert len(env.get_attr(name, [0, 2])) == 2
+    env.set_attr("label", "a", [0, -1])
+    assert env.get_attr("label", [0, 2]) == ["a", "a"]
+    assert not env.has_attr("label")  # one member has none
+    with pytest.raises(AttributeError, match="no attribute 'label'.*observation_space"):
+        env.get_attr("label", 1)
+    env.set_attr("double", lambda value: 2 * value)
+    assert env.env_method("double", 3, indices=1) == [6]
+    with pytest.raises(AttributeError, match="fixed"):
+        env.set_attr("render_mode", "rgb_array")
+    with pytest.raises(IndexError):
+        env.get_attr("mdp", 3)
+    assert env.env_is_wrapped(Monitor) == [False] * 3
+    assert env.env_is_wrapped(gym.Wrapper, indices=0) == [False]
+
+
+def test_methods_of_members() -> None:
+    env, dummy = make_adapter(), make_dummy()
+    for each in (env, dummy):
+        each.seed(0)
+        each.reset()
+    action = np.full((3, 1), 0.2, np.float32)
+    for evaluation, expected in zip(env.env_method("evaluate", "test"), dummy.env_method("evaluate", "test"), strict=True):
+        np.testing.assert_allclose(evaluation.losses, expected.losses, rtol=1e-5)
+        np.testing.assert_allclose(evaluation.metrics, expected.metrics)
+    (state,) = env.env_method("get_state", indices=[1])
+    branched = env.step(action)
+    env.env_method("set_state", state, indices=1)
+    env.env_method("set_state", state, indices=[2])  # and a copy of it
+    observations, rewards, _, infos = env.step(action)
+    np.testing.assert_array_equal(observations[[1, 2]], branched[0][[1, 1]])
+    np.testing.assert_array_equal(rewards[[1, 2]], branched[1][[1, 1]])
+    assert infos[0]["step"] == 2
+    assert infos[1]["step"] == 1
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        env.env_method("nonsense")
+
+
+def test_images() -> None:
+    env = make_adapter(render_mode="rgb_array")
+    env.reset()
+    images = env.get_images()
+    assert [image.shape for image in images if image is not None] == [(400, 600, 3)] * 3
+    np.testing.assert_array_equal(env.env_method("render", indices=1)[0], images[1])
+    picture = env.render()
+    assert picture is not None
+    assert picture.shape == (800, 1200, 3)  # tiled
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert make_adapter().render() is None
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_other_autoreset_modes_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f'"SameStep".*"{mode}"'):
+        LearningRateVecEnv(LearningRateVectorEnv(1, task=tiny_task(), autoreset_mode=mode))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_train_with_the_published_defaults(name: str) -> None:
+    """Two runs with one seed give the same weights, and the model acts as a controller within the action space."""
+    action = "discrete" if name == "dqn" else "relative"
+    models = []
+    for _ in range(2):
+        env = make_sb3_env(16, task=tiny_task(), action=action)
+        hyperparameters = default_hyperparameters(name, num_envs=16, decisions=8)
+        if "learning_starts" in hyperparameters:
+            hyperparameters["learning_starts"] = 64
+        algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, name.upper())
+        model = algorithm("MlpPolicy", env, seed=0, **hyperparameters)
+        before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+        models.append(model.learn(256))
+        assert any(not old.equal(new) for old, new in zip(before, model.policy.parameters(), strict=True))
+    for first, second in zip(models[0].policy.parameters(), models[1].policy.parameters(), strict=True):
+        assert first.equal(second)
+    observations = LearningRateVectorEnv(5, task=tiny_task(), action=action).reset(seed=0)[0]
+    actions, state = models[0].predict(observations, state=None, episode_start=None, deterministic=True)
+    assert state is None
+    assert all(env.action_space.contains(each) for each in actions)
+
+
+def test_hyperparameters_follow_the_environment() -> None:
+    ppo = default_hyperparameters("ppo", num_envs=64, decisions=100)
+    assert ppo["gamma"] == pytest.approx(0.999)
+    assert ppo["n_steps"] == 100
+    assert (64 * 100) % ppo["batch_size"] == 0
+    assert default_hyperparameters("sac", 64, decisions=20)["gamma"] == pytest.approx(0.995)
+    assert default_hyperparameters("td3", 256)["gradient_steps"] > default_hyperparameters("td3", 16)["gradient_steps"]
+    ppo["policy_kwargs"]["net_arch"].append(1)
+    assert default_hyperparameters("ppo", 64)["policy_kwargs"]["net_arch"] == [64, 64]  # each call gives its own
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown algorithm 'ppoo'. Did you mean 'ppo'.*Valid: a2c"):
+        default_hyperparameters("ppoo", 64)
+    with pytest.raises(ValueError, match="num_envs must be an integer >= 1, but 0"):
+        default_hyperparameters("ppo", 0)
+    with pytest.raises(ValueError, match="decisions must be an integer >= 1, but 1.5"):
+        default_hyperparameters("ppo", 64, decisions=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Unknown argument of LearningRate-v0 'tusk'"):
+        make_sb3_env(2, tusk="digits-mlp")
+
+
+def test_without_stable_baselines3_the_error_says_what_to_install() -> None:
+    script = "import sys; sys.modules['stable_baselines3'] = None; import agents.sb3"
+    result = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert "pip install 'lr-env[sb3]'" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("ImportError")
+
