@@ -3,6 +3,10 @@
 ``import lr_env`` registers ``LearningRate-v0`` with Gymnasium.
 """
 
+import importlib.util
+import warnings
+from pathlib import Path
+
 import gymnasium as gym
 
 from lr_env.controllers import BoundController, Controller, PolicyNetwork, load_controller, save_controller
@@ -36,3 +40,18 @@ gym.register(
     entry_point="lr_env.env:LearningRateEnv",
     vector_entry_point="lr_env.vector_env:LearningRateVectorEnv",
 )
+
+
+def _warn_if_agents_are_shadowed() -> None:
+    """Other distributions bring a package named ``agents`` too; found first, theirs would be imported in place of ours."""
+    spec = importlib.util.find_spec("agents")  # looks for the package without importing it
+    if spec is None or spec.origin is None or "from agents.ddpg import DDPG" in Path(spec.origin).read_text(encoding="utf-8"):
+        return
+    warnings.warn(
+        f"lr-env's package `agents` is shadowed by another distribution's, {spec.origin}: `from agents import DDPG` will fail. "
+        "Install lr-env in a virtual environment of its own, or uninstall the other distribution.",
+        stacklevel=2,
+    )
+
+
+_warn_if_agents_are_shadowed()

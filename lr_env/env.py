@@ -121,7 +121,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
 
     All arguments but Python objects given as ``task`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such
-    an object ``env.spec.to_json()`` raises. ``max_episode_steps`` is refused: use ``horizon``.
+    an object ``env.spec.to_json()`` raises. ``horizon`` is the length of an episode: ``gym.make_vec`` refuses ``max_episode_steps``, and with
+    it ``gym.make`` cuts the episode from outside, unseen by features and reward.
 
     ## Information
 
@@ -179,10 +180,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
         Raises:
             TypeError: If the seed is no integer.
-            ValueError: If the seed is negative or the environment was made with ``max_episode_steps``.
+            ValueError: If the seed is negative.
         """
-        if self.spec is not None and self.spec.max_episode_steps is not None:
-            raise ValueError(f"max_episode_steps={self.spec.max_episode_steps} is not supported: pass horizon= (SGD steps of an episode) instead.")
         if seed is not None:
             seed = check_seed(seed)
         super().reset(seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from lr_env import LearningRateEnv, LearningRateVectorEnv, Task, TaskFamily
 from lr_env.tasks import Data, Split
-from tests.rollouts import assert_same_bits, continue_with, roll_out, tiny_task
+from tests.rollouts import Rollout, assert_same_bits, continue_with, roll_out, tiny_task
 
 WRONG_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"task": "digit-mlp"}, ValueError, ["Unknown task 'digit-mlp'", "'digits-mlp'", "noisy-quadratic"]),
@@ -50,7 +49,9 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
 
 @pytest.mark.parametrize(("arguments", "kind", "fragments"), WRONG_ARGUMENTS, ids=[str(case[0])[:50] for case in WRONG_ARGUMENTS])
 @pytest.mark.parametrize("environment", [LearningRateEnv, LearningRateVectorEnv])
-def test_constructors_say_what_was_given_and_what_is_allowed(environment: Any, arguments: dict[str, Any], kind: type[Exception], fragments: list[str]) -> None:
+def test_constructors_say_what_was_given_and_what_is_allowed(
+    environment: Any, arguments: dict[str, Any], kind: type[Exception], fragments: list[str]
+) -> None:
     options = {"task": tiny_task(), **arguments}
     with pytest.raises(kind) as error:
         environment(**options)
@@ -75,10 +76,15 @@ def test_the_vector_environment_s_own_arguments(arguments: dict[str, Any], fragm
         assert fragment in str(error.value)
 
 
-def test_max_episode_steps_points_to_the_horizon() -> None:
-    env = gym.make("LearningRate-v0", max_episode_steps=10)
-    with pytest.raises(ValueError, match=re.escape("max_episode_steps=10 is not supported: pass horizon=")):
-        env.reset(seed=0)
+def test_a_time_limit_of_gymnasium_truncates_from_outside() -> None:
+    env = gym.make("LearningRate-v0", task=tiny_task(), max_episode_steps=3)  # the environment itself is not told
+    rollout = roll_out(env, [[0.1]] * 8)
+    assert (rollout.truncated, rollout.terminated[-1]) == ([False, False, True], False)
+    assert_same_bits(rollout_of_three(), Rollout(rollout.observations, rollout.rewards, rollout.terminated, [False] * 3, rollout.infos))
+
+
+def rollout_of_three() -> Rollout:
+    return roll_out(gym.make("LearningRate-v0", task=tiny_task()), [[0.1]] * 3)
 
 
 class NotANumber:

@@ -287,7 +287,9 @@ def sampled_task(changed_from: int | None) -> Task:
 def test_an_observation_does_not_change_when_the_next_batch_does(reward_on: str, optimizer: str, t: int) -> None:
     rollouts = []
     for changed_from in (None, t + 1):
-        env = gym.make("LearningRate-v0", task=sampled_task(changed_from), optimizer=optimizer, reward_on=reward_on, features=["scale_free", "absolute"])
+        env = gym.make(
+            "LearningRate-v0", task=sampled_task(changed_from), optimizer=optimizer, reward_on=reward_on, features=["scale_free", "absolute"]
+        )
         rollouts.append(roll_out(env, [[0.3]] * 8))
     first, second = (np.array(rollout.observations) for rollout in rollouts)
     np.testing.assert_array_equal(first[: t + 1], second[: t + 1])

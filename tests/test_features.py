@@ -28,7 +28,9 @@ def scaled_loss(scale: float, shift: float = 0.0) -> Any:
 def test_every_feature_equals_its_formula(optimizer: str, horizon: int, shift: float) -> None:
     task = tiny_task(loss=scaled_loss(1.0, shift), loss_lower_bound=shift)
     rates = 0.05 * 10 ** np.random.default_rng(0).uniform(-0.5, 0.5, 60)
-    env = gym.make("LearningRate-v0", task=task, optimizer=optimizer, features=NAMES, action="rate", initial_rate=0.03, horizon=horizon, dtype="float64")
+    env = gym.make(
+        "LearningRate-v0", task=task, optimizer=optimizer, features=NAMES, action="rate", initial_rate=0.03, horizon=horizon, dtype="float64"
+    )
     observed = roll_out(env, rates[:, None], seed=4).observations
     expected = features(train(task, 4, list(rates), optimizer), [0.03, *rates], optimizer, horizon, shift)
     assert len(observed) == 61
@@ -78,7 +80,9 @@ def test_scale_free_features_do_not_see_the_scale_of_the_loss_with_rates_scaled_
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_adam_needs_no_inverse_scaling(scale: float) -> None:
     def observations(factor: float) -> np.ndarray:
-        env = gym.make("LearningRate-v0", task=tiny_task(loss=scaled_loss(factor)), optimizer={"name": "adam", "epsilon": 1e-30}, horizon=30, dtype="float64")
+        env = gym.make(
+            "LearningRate-v0", task=tiny_task(loss=scaled_loss(factor)), optimizer={"name": "adam", "epsilon": 1e-30}, horizon=30, dtype="float64"
+        )
         return np.array(roll_out(env, np.zeros((30, 1))).observations)
 
     np.testing.assert_allclose(observations(scale), observations(1.0), atol=2e-6)

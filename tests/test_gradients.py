@@ -158,10 +158,12 @@ def test_batched_and_looped_agree(name: str, dtype: str, tolerance: float) -> No
     np.testing.assert_allclose(*losses, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("dropout", "draws random numbers"), ("falls_back", "performance drop"), ("without_rule", "vmap"), ("branches", "")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("dropout", "draws random numbers"), ("falls_back", "performance drop"), ("without_rule", "vmap"), ("branches", "")]
+)
 def test_batched_where_it_cannot_work_says_why(name: str, reason: str) -> None:
     population = start(tiny_task(MODELS[name][0]), [0, 1], gradients="batched")
-    with pytest.raises(ValueError, match='gradients="batched" does not work for task \'tiny\'') as error:
+    with pytest.raises(ValueError, match="gradients=\"batched\" does not work for task 'tiny'") as error:
         population.compute_gradients()
     assert reason in str(error.value) and 'Use "auto" or "looped".' in str(error.value)
 

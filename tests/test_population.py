@@ -172,7 +172,9 @@ def test_large_evaluations_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatc
 def test_evaluation_before_the_first_gradient() -> None:
     task = tiny_task()
     data = task.data.split("test")
-    assert start(task, [0]).evaluate("test").losses[0] == pytest.approx(mean_loss(task, task.initial_model(0).double(), data.inputs, data.targets), rel=1e-9)
+    assert start(task, [0]).evaluate("test").losses[0] == pytest.approx(
+        mean_loss(task, task.initial_model(0).double(), data.inputs, data.targets), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("model", [None, batch_norm, dropout])

@@ -201,7 +201,9 @@ def test_vandals_do_not_earn_more_than_the_lowest_rate_on_a_quadratic(script: Sc
 @pytest.mark.parametrize("source", REWARD_SOURCES)
 def test_vandals_do_not_earn_more_than_the_lowest_rate_on_digits(kind: str, source: str) -> None:
     """Eight members each: the same scripts by closed loop, since here nobody knows the loss of a rate beforehand."""
-    env = gym.make_vec("LearningRate-v0", num_envs=8, task="digits-mlp", horizon=30, action="rate", reward=kind, reward_on=source, autoreset_mode="Disabled")
+    env = gym.make_vec(
+        "LearningRate-v0", num_envs=8, task="digits-mlp", horizon=30, action="rate", reward=kind, reward_on=source, autoreset_mode="Disabled"
+    )
 
     def play(rate: Callable[[int, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         _, info = env.reset(seed=0)
