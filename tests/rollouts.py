@@ -21,7 +21,10 @@ RUINOUS_RATE = 1e30
 """Turns weights into numbers so large that the next loss is not finite."""
 
 
-def tiny_task(model: Callable[[], nn.Module] = partial(mlp, 4, (8,), 3), loss: Any = "cross_entropy", **options: Any) -> Task:
+TINY_MODEL = partial(mlp, 4, (8,), 3)
+
+
+def tiny_task(model: Callable[[], nn.Module] = TINY_MODEL, loss: Any = "cross_entropy", **options: Any) -> Task:
     """A classification task of 144 examples, 100 of them for training: 6 batches an epoch and 4 examples dropped."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(144, 4))

@@ -140,11 +140,12 @@ def test_parsing_does_not_change_the_user_s_array() -> None:
 
 
 POSITIVE = st.floats(0.01, 5)
+BASES = st.sampled_from(list(BASE_SCHEDULES))
 MDPS = st.builds(
     MDP,
     optimizer=st.sampled_from(OPTIMIZERS) | st.builds(lambda beta: {"name": "adam", "beta1": beta}, st.floats(0, 0.999)),
     features=st.sampled_from(["scale_free", "absolute"]) | st.lists(st.sampled_from(list(FEATURES)), min_size=1),
-    action=st.sampled_from(list(ACTIONS)) | st.builds(lambda d, b: {"kind": "residual", "decades": d, "base": b}, POSITIVE, st.sampled_from(list(BASE_SCHEDULES))),
+    action=st.sampled_from(list(ACTIONS)) | st.builds(lambda d, b: {"kind": "residual", "decades": d, "base": b}, POSITIVE, BASES),
     reward=st.sampled_from(["loss", "log_loss"]) | st.builds(lambda floor: {"kind": "log_loss", "loss_floor": floor}, st.floats(0, 1)),
     reward_on=st.sampled_from(["next_batch", "same_batch", "reference", "validation", "final"]),
     steps_per_action=st.integers(1, 50),

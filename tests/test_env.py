@@ -113,7 +113,7 @@ def test_env_spec_survives_json() -> None:
 def test_env_spec_with_a_python_object_says_that_it_is_not_json() -> None:
     env = gym.make("LearningRate-v0", task=tiny_task())
     assert_same_bits(roll_out(gym.make(env.spec), [[0.1]]), roll_out(env, [[0.1]]))
-    with pytest.raises((TypeError, ValueError), match="not JSON serializable|Task"):
+    with pytest.raises((TypeError, ValueError), match=r"not JSON serializable|Task"):
         env.spec.to_json()
 
 

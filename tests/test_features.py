@@ -10,6 +10,7 @@ import pytest
 
 from lr_env import LearningRateEnv
 from lr_env.mdp import FEATURE_SETS, FEATURES, MDP, resolve_features
+from lr_env.mdp.features import Observer
 from lr_env.mdp.statistics import Statistics
 from lr_env.tasks import LOSSES
 from lr_env.training import OPTIMIZERS, Signals, signal_rows
@@ -144,7 +145,7 @@ def test_statistics_of_a_restarted_member_begin_anew() -> None:
         fresh.update(Signals(signals.values[:, 1:]), slice(None))
     assert statistics.age.tolist() == [8, 3]
     for name, feature in FEATURES.items():
-        assert feature.compute(statistics)[1] == feature.compute(fresh)[0], name
+        assert Observer([feature], statistics)()[1] == Observer([feature], fresh)()[0], name
 
 
 def test_statistics_can_be_put_back_and_copied() -> None:
@@ -153,10 +154,10 @@ def test_statistics_can_be_put_back_and_copied() -> None:
     statistics = Statistics(needs, 3, 1, 50, 0.0)
     for _ in range(5):
         statistics.update(random_signals(generator, rows, 3), slice(None))
-    before = {name: feature.compute(statistics).copy() for name, feature in FEATURES.items()}
+    before = {name: Observer([feature], statistics)() for name, feature in FEATURES.items()}
     state = statistics.get_state(np.array([2, 2]))
     statistics.update(random_signals(generator, rows, 3), slice(None))
     statistics.set_state(state, np.array([0, 2]))
     for name, feature in FEATURES.items():
-        values = feature.compute(statistics)
+        values = Observer([feature], statistics)()
         assert values[0] == values[2] == before[name][2], name

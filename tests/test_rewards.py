@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -55,7 +56,7 @@ def test_rewards_equal_their_definitions(kind: str, source: str) -> None:
         if source == "next_batch":
             series = [series[0], *losses[1:-1], series[-1]]
         potentials = [potential(kind, loss, series[0]) for loss in series]
-        expected = [before - after for before, after in zip(potentials, potentials[1:], strict=False)]
+        expected = [before - after for before, after in pairwise(potentials)]
         if source == "final":
             expected = [0.0] * 7 + [potentials[0] - potentials[-1]]
     np.testing.assert_allclose(rewards, expected, rtol=1e-7, atol=1e-10)
@@ -206,20 +207,20 @@ def test_vandals_do_not_earn_more_than_the_lowest_rate_on_digits(kind: str, sour
     )
 
     def play(rate: Callable[[int, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns, highest loss relative to the first, and who diverged."""
         _, info = env.reset(seed=0)
         first, returns, ended, diverged = info["loss"], np.zeros(8), np.zeros(8, bool), np.zeros(8, bool)
         ratio, peak = np.ones(8), np.ones(8)
         for t in range(30):
-            rates = np.where(ended, 0.0, rate(t, ratio))
-            if ended.any():  # members that have ended are reset, and what they do then is not counted
-                env.reset(options={"reset_mask": ended_now.copy()}) if ended_now.any() else None
-            _, rewards, terminated, truncated, info = env.step(rates[:, None])
-            returns += np.where(ended, 0.0, rewards)
-            diverged |= ~ended & info["diverged"]
-            ended_now = terminated | truncated
-            ended |= ended_now
+            _, rewards, terminated, truncated, info = env.step(np.where(ended, 0.0, rate(t, ratio))[:, None])
             ratio = info["loss"] / first
+            returns += np.where(ended, 0.0, rewards)  # what members do after their first end is not counted
             peak = np.where(ended, peak, np.fmax(peak, ratio))
+            diverged |= ~ended & info["diverged"]
+            ends_now = terminated | truncated
+            ended |= ends_now
+            if ends_now.any():
+                env.reset(options={"reset_mask": ends_now})
         return returns, peak, diverged
 
     honest, _, diverged = play(lambda t, ratio: np.full(8, 1e-4))

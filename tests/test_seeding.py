@@ -30,7 +30,7 @@ def draw(sequence: np.random.SeedSequence) -> tuple[int, ...]:
 def test_role_seeds_are_distinct_within_and_across_roles() -> None:
     seeds = [seed for role in Role for seed in role_seeds(7, role, 500)]
     assert len(set(seeds)) == len(seeds) == 2000
-    assert 0 <= min(seeds) and max(seeds) < 2**31
+    assert min(seeds) >= 0 and max(seeds) < 2**31
 
 
 def test_role_seeds_repeat_and_depend_on_the_run() -> None:
@@ -68,11 +68,16 @@ def test_streams_differ_by_seed_episode_and_purpose_and_repeat() -> None:
 
 def test_global_generators_are_restored_even_after_an_error() -> None:
     before = global_states()
-    with pytest.raises(ZeroDivisionError), preserved_global_generators():
-        seed_global_generators(np.random.SeedSequence(1))
-        random.random(), np.random.rand(), torch.rand(1)
-        assert global_states() != before
-        raise ZeroDivisionError
+
+    def disturb() -> None:
+        with preserved_global_generators():
+            seed_global_generators(np.random.SeedSequence(1))
+            random.random(), np.random.rand(), torch.rand(1)
+            assert global_states() != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        disturb()
     assert global_states() == before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,65 +19,46 @@ TREND_SCALE = 10.0
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of an observation.
+    """One entry of an observation: a scaled sum and difference of rows of :meth:`Statistics.table`.
 
     Attributes:
         name: Its registered name.
         formula: How it is computed, for people; log is base 10.
+        plus: One or two rows that are added.
+        minus: Row that is subtracted.
+        scale: Factor on the result.
         needs: Signals it is computed from, beside the loss.
-        compute: ``statistics -> values (N,)``.
     """
 
     name: str
     formula: str
-    needs: frozenset[str]
-    compute: Callable[[Statistics], np.ndarray]
-
-    def __reduce__(self) -> tuple[Callable[[str], Feature], tuple[str]]:
-        """Pickled by name: the formula is code."""
-        return _registered, (self.name,)
-
-
-def _registered(name: str) -> Feature:
-    return FEATURES[name]
+    plus: tuple[str, ...]
+    minus: str = "zero"
+    scale: float = 1.0
+    needs: frozenset[str] = frozenset()
 
 
 _GRADIENT = frozenset({"gradient_norm_squared"})
 _COSINE = frozenset({"gradient_norm_squared", "gradient_dot_previous"})
+_DECREASE = frozenset({"gradient_dot_direction"})
+_UPDATE = frozenset({"direction_norm_squared", "weight_norm_squared"})
 
 FEATURES: Mapping[str, Feature] = {
     feature.name: feature
     for feature in (
-        Feature("log_loss", "log(ℓ − b)", frozenset(), lambda s: s.log["loss"]),
-        Feature("loss_ratio", "EMA₅(log(ℓ − b)) − log(ℓ₀ − b)", frozenset(), lambda s: s.fast_loss - s.first_log["loss"]),
-        Feature("loss_trend", "10·(EMA₅ − EMA₂₀)(log(ℓ − b))", frozenset(), lambda s: TREND_SCALE * (s.fast_loss - s.slow_loss)),
-        Feature(
-            "loss_trend_of_horizon",
-            "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))",
-            frozenset(),
-            lambda s: TREND_SCALE * (s.horizon_fast_loss - s.horizon_slow_loss),
-        ),
-        Feature("log_gradient_norm", "log ‖g‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"]),
-        Feature(
-            "gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", _GRADIENT, lambda s: s.log["gradient_norm_squared"] - s.first_log["gradient_norm_squared"]
-        ),
-        Feature("gradient_cosine", "⟨g, g₋₁⟩ / (‖g‖ ‖g₋₁‖), 0 at first", _COSINE, lambda s: s.cosine),
-        Feature("gradient_cosine_average", "EMA₅ of gradient_cosine", _COSINE, lambda s: s.cosine_average),
-        Feature("log_rate", "log η", frozenset(), lambda s: s.log_rate),
-        Feature(
-            "predicted_decrease",
-            "log(η ⟨g, u⟩⁺ / (ℓ − b))",
-            frozenset({"gradient_dot_direction"}),
-            lambda s: s.log_rate + s.log["gradient_dot_direction"] - s.log["loss"],
-        ),
-        Feature(
-            "relative_update",
-            "log(η ‖u‖ / ‖w‖)",
-            frozenset({"direction_norm_squared", "weight_norm_squared"}),
-            lambda s: s.log_rate + s.log["direction_norm_squared"] - s.log["weight_norm_squared"],
-        ),
-        Feature("progress", "t / T", frozenset(), lambda s: s.age / s.horizon),
-        Feature("log_horizon", "log(T) / 4", frozenset(), lambda s: np.full(s.age.shape, np.log10(s.horizon) / 4)),
+        Feature("log_loss", "log(ℓ − b)", ("loss",)),
+        Feature("loss_ratio", "EMA₅(log(ℓ − b)) − log(ℓ₀ − b)", ("fast_loss",), "first_loss"),
+        Feature("loss_trend", "10·(EMA₅ − EMA₂₀)(log(ℓ − b))", ("fast_loss",), "slow_loss", TREND_SCALE),
+        Feature("loss_trend_of_horizon", "10·(EMA₀.₀₁T − EMA₀.₀₅T)(log(ℓ − b))", ("horizon_fast_loss",), "horizon_slow_loss", TREND_SCALE),
+        Feature("log_gradient_norm", "log ‖g‖", ("gradient_norm_squared",), needs=_GRADIENT),
+        Feature("gradient_norm_ratio", "log ‖g‖ − log ‖g₀‖", ("gradient_norm_squared",), "first_gradient_norm_squared", needs=_GRADIENT),
+        Feature("gradient_cosine", "⟨g, g₋₁⟩ / (‖g‖ ‖g₋₁‖), 0 at first", ("cosine",), needs=_COSINE),
+        Feature("gradient_cosine_average", "EMA₅ of gradient_cosine", ("cosine_average",), needs=_COSINE),
+        Feature("log_rate", "log η", ("log_rate",)),
+        Feature("predicted_decrease", "log(η ⟨g, u⟩⁺ / (ℓ − b))", ("log_rate", "gradient_dot_direction"), "loss", needs=_DECREASE),
+        Feature("relative_update", "log(η ‖u‖ / ‖w‖)", ("log_rate", "direction_norm_squared"), "weight_norm_squared", needs=_UPDATE),
+        Feature("progress", "t / T", ("progress",)),
+        Feature("log_horizon", "log(T) / 4", ("log_horizon",)),
     )
 }
 """All features by name. ℓ: minibatch loss; b: its lower bound; g: gradient; u: update direction at unit rate; w: weights; η: the rate
@@ -122,10 +103,19 @@ def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
     return tuple(FEATURES[name] for name in dict.fromkeys(names))
 
 
-def compute_features(features: Sequence[Feature], statistics: Statistics) -> np.ndarray:
-    """Observations ``(N, F)``, float32, finite, within ±10."""
-    values = np.empty((len(features), len(statistics.age)))
-    for row, feature in enumerate(features):
-        values[row] = feature.compute(statistics)
-    # fmax takes the number where the other operand is not one.
-    return np.fmin(np.fmax(values, -CLIP), CLIP).astype(np.float32).T.copy()
+class Observer:
+    """Computes features all at once: a few operations on arrays, however many features there are."""
+
+    def __init__(self, features: Sequence[Feature], statistics: Statistics) -> None:
+        self._statistics = statistics
+        terms = [(*(*feature.plus, "zero")[:2], feature.minus) for feature in features]
+        self._rows = np.array([[statistics.rows[name] for name in names] for names in terms]).T  # (3, F)
+        self._scales = np.array([[feature.scale] for feature in features])
+
+    def __call__(self) -> np.ndarray:
+        """Observations ``(N, F)``, float32, finite, within ±10; a fresh array."""
+        first, second, minus = self._statistics.table().take(self._rows, axis=0)
+        values = (first + second - minus) * self._scales
+        # fmax takes the number where the other operand is not one.
+        clipped: np.ndarray = np.fmin(np.fmax(values, -CLIP), CLIP)
+        return clipped.T.astype(np.float32, order="C")

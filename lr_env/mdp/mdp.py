@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
-from lr_env.mdp.features import CLIP, compute_features, resolve_features
+from lr_env.mdp.features import CLIP, Observer, resolve_features
 from lr_env.mdp.rewards import make_reward
 from lr_env.mdp.statistics import Statistics
 from lr_env.training import Signals, make_optimizer
@@ -96,6 +96,7 @@ class DecisionProcess:
         self.rates = mdp.rate_range()
         self.needs = frozenset().union(self.action.needs, *(feature.needs for feature in self.features))
         self.statistics = Statistics(self.needs, num_members, num_groups, horizon, loss_lower_bound)
+        self._observer = Observer(self.features, self.statistics)
         self._has_base = isinstance(self.action, ResidualAction)  # whose rate before the first decision is its base
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
         self.action_space = self.action.space(num_groups)
@@ -130,7 +131,7 @@ class DecisionProcess:
 
     def observation(self) -> np.ndarray:
         """Observations ``(N, F)``, float32; a fresh array."""
-        return compute_features(self.features, self.statistics)
+        return self._observer()
 
     def parse_actions(self, actions: Any) -> np.ndarray:
         """Actions as float64 ``(N, G)``, clipped to their space.

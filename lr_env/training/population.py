@@ -146,15 +146,13 @@ class Population:
         compute = self._pass or self._choose_pass()
         if members is None:
             self.previous_gradients = self.gradients
-            with torch.no_grad():
-                self.gradients, self.directions, signals = compute(*self._pass_arguments())
+            self.gradients, self.directions, signals = compute(*self._pass_arguments())
         else:
             rows = torch.from_numpy(members)
             changed = self._changing_tensors()
             before = {name: tensor.clone() for name, tensor in changed.items()}
             generator_states = list(self._generator_states)
-            with torch.no_grad():
-                gradients, directions, signals = compute(*self._pass_arguments())
+            gradients, directions, signals = compute(*self._pass_arguments())
             for name, tensor in changed.items():  # the others are as if nothing had happened
                 before[name][rows] = tensor[rows]
                 tensor.copy_(before[name])
@@ -292,7 +290,7 @@ class Population:
         gradients = self._gradient_function
         gradients.choose(self.parameters, self.buffers, *self.batches.current())
         self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched")
-        self._pass = interpreted(self._compute, self._pass_arguments()) if gradients.is_plain else self._compute
+        self._pass = interpreted(self._compute, self._pass_arguments()) if gradients.is_plain else torch.no_grad()(self._compute)
         return self._pass
 
     def _evaluation_function(self) -> EvaluationFunction:

@@ -23,6 +23,9 @@ def flat_graph(function: Callable[..., Any], arguments: tuple[Argument, ...]) ->
         Exception: Whatever ``function`` or tracing raises, such as for control flow that depends on data.
     """
     graph = make_fx(_on_tensors(function, arguments))(*_tensors(arguments))
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:  # nothing here has a gradient to be detached from
+            node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
     graph.recompile()
     forward = graph.forward  # without the module's __call__
@@ -41,7 +44,8 @@ def interpreted(function: Callable[..., Any], arguments: tuple[Argument, ...]) -
             warnings.simplefilter("ignore")  # its deprecation, and constants that hold for these shapes
             graph = torch.jit.trace(_on_tensors(function, arguments), example, check_trace=False)
     except Exception:
-        return function
+        return torch.no_grad()(function)
+    # Constants that require gradients cannot be traced, so that the graph needs no `no_grad`, which would take as long as ten operations.
     return lambda *values: graph(*_tensors(values))
 
 
