@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
+from lr_env.mdp.features import CLIP
 
 
 class StochasticPolyak:
@@ -34,5 +36,7 @@ class StochasticPolyak:
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`."""
         observations = np.asarray(observation, np.float64)
-        log_polyak = observations[..., 0] - observations[..., 1]
+        log_rate, log_decrease = observations[..., 0], observations[..., 1]
+        # At its lower clip the direction does not descend, as momentum's may: the rate in force stays.
+        log_polyak = np.where(log_decrease <= -CLIP, log_rate - math.log10(self.constant), log_rate - log_decrease)
         return np.minimum(self.constant * 10.0**log_polyak, self.cap)[..., None], state

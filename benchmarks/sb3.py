@@ -74,7 +74,7 @@ def main(options: Options) -> None:
 def train(algorithm: str, steps: int, seed: int) -> BoundController:
     """A model of SB3, trained with the published defaults, as a controller."""
     kind = getattr(stable_baselines3, algorithm.upper())
-    model = kind(env=make_sb3_env(NUM_ENVS, task=TASK), seed=seed, **default_hyperparameters(algorithm, NUM_ENVS)).learn(steps)
+    model = kind("MlpPolicy", make_sb3_env(NUM_ENVS, task=TASK), seed=seed, **default_hyperparameters(algorithm, NUM_ENVS)).learn(steps)
     return BoundController(model, MDP())
 
 

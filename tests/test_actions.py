@@ -171,7 +171,7 @@ def test_tuples_in_a_specification_become_lists() -> None:
     ("specification", "message"),
     [
         ("relativ", "Unknown action 'relativ'. Did you mean 'relative'"),
-        ({"max_change": 1.0}, "Unknown action None"),
+        ({"max_change": 1.0}, "Unknown action 'None'"),
         ({"kind": "relative", "max_chang": 1.0}, "Unknown option of action 'relative' 'max_chang'. Did you mean 'max_change'"),
         ({"kind": "relative", "max_change": 0.0}, "max_change must be a finite number > 0, but 0.0 was given"),
         ({"kind": "relative", "max_change": float("nan")}, "max_change must be a finite number > 0"),

@@ -9,7 +9,7 @@ from agents.schedules import constant
 from benchmarks.baselines import extended_search, grid
 from benchmarks.runner import compare, run
 from benchmarks.statistics import paired_difference
-from lr_env import BoundController, LearningRateEnv, MDP
+from lr_env import MDP, BoundController, LearningRateEnv
 from lr_env.seeding import Role, role_seeds
 
 
@@ -33,11 +33,15 @@ def test_diverged_training_scores_initial_loss_plus_one() -> None:
         def __init__(self) -> None:
             self.calls = 0
 
-        def predict(self, observation: np.ndarray, state: object = None, episode_start: object = None, deterministic: bool = False) -> tuple[np.ndarray, object]:
+        def predict(
+            self, observation: np.ndarray, state: object = None, episode_start: object = None, deterministic: bool = False
+        ) -> tuple[np.ndarray, object]:
             self.calls += 1
             return np.array([[1e6 if self.calls == 3 else 0.1], [0.1]]), state
 
-    results = compare({"explode": BoundController(ExplodeFirst(), MDP(action="rate")), "steady": constant(0.1).bind()}, "digits-mlp", [0, 1], horizon=10)
+    results = compare(
+        {"explode": BoundController(ExplodeFirst(), MDP(action="rate")), "steady": constant(0.1).bind()}, "digits-mlp", [0, 1], horizon=10
+    )
     exploded, steady = results["explode"], results["steady"]
     np.testing.assert_array_equal(exploded.diverged, [True, False])
     untrained = run(constant(1e-12).bind(), "digits-mlp", [0, 1], horizon=1)

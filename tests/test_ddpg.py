@@ -32,7 +32,9 @@ def equal_weights(first: DDPG, second: DDPG) -> bool:
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-3.0, 3.0)])
 def test_solves_trivial_environment(low: float, high: float) -> None:
-    config = DDPGConfig(discount=0.0, num_steps=1, actor_learning_rate=1e-3, batch_size=64, learning_starts=100, hidden=(32, 32), updates_per_decision=1)
+    config = DDPGConfig(
+        discount=0.0, num_steps=1, actor_learning_rate=1e-3, batch_size=64, learning_starts=100, hidden=(32, 32), updates_per_decision=1
+    )
     agent = DDPG(HalfVectorEnv(8, low, high), config, seed=1).learn(16_000)
     observations = np.linspace(-0.9, 0.9, 19, dtype=np.float32)[:, None]
     actions, _ = agent.predict(observations, deterministic=True)

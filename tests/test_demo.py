@@ -50,9 +50,10 @@ def test_demo_resumes_a_killed_training(options: demo.Options, monkeypatch: pyte
         return run(self, bound)
 
     run = demo.RunnerCache.run
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(demo.RunnerCache, "run", die_in_second_evaluation)
+    monkeypatch.setattr(demo.RunnerCache, "run", die_in_second_evaluation)
+    with pytest.raises(KeyboardInterrupt):
         demo.train(options)
+    monkeypatch.setattr(demo.RunnerCache, "run", run)
     demo.train(options)
     assert (options.output / "controller.safetensors").read_bytes() == expected
     assert whole.mdp == lr_env.load_controller(options.output / "controller.safetensors").mdp

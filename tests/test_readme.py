@@ -20,5 +20,7 @@ def test_there_are_snippets() -> None:
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number: int, tmp_path: Path) -> None:
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error::UserWarning"}
-    completed = subprocess.run([sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    completed = subprocess.run(
+        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert completed.returncode == 0, completed.stderr

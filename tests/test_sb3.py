@@ -128,7 +128,7 @@ def test_attributes_of_members() -> None:
     env.set_attr("label", "a", [0, -1])
     assert env.get_attr("label", [0, 2]) == ["a", "a"]
     assert not env.has_attr("label")  # one member has none
-    with pytest.raises(AttributeError, match="no attribute 'label'.*observation_space"):
+    with pytest.raises(AttributeError, match=r"no attribute 'label'.*observation_space"):
         env.get_attr("label", 1)
     env.set_attr("double", lambda value: 2 * value)
     assert env.env_method("double", 3, indices=1) == [6]
@@ -216,11 +216,11 @@ def test_hyperparameters_follow_the_environment() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="Unknown algorithm 'ppoo'. Did you mean 'ppo'.*Valid: a2c"):
+    with pytest.raises(ValueError, match=r"Unknown algorithm 'ppoo'\. Did you mean 'ppo'.*Valid: a2c"):
         default_hyperparameters("ppoo", 64)
     with pytest.raises(ValueError, match="num_envs must be an integer >= 1, but 0"):
         default_hyperparameters("ppo", 0)
-    with pytest.raises(ValueError, match="decisions must be an integer >= 1, but 1.5"):
+    with pytest.raises(ValueError, match=r"decisions must be an integer >= 1, but 1\.5"):
         default_hyperparameters("ppo", 64, decisions=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Unknown argument of LearningRate-v0 'tusk'"):
         make_sb3_env(2, tusk="digits-mlp")
@@ -231,4 +231,3 @@ def test_without_stable_baselines3_the_error_says_what_to_install() -> None:
     result = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
     assert "pip install 'lr-env[sb3]'" in result.stderr.splitlines()[-1]
     assert result.stderr.splitlines()[-1].startswith("ImportError")
-

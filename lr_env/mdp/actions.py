@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from lr_env.mdp.statistics import Statistics
+from lr_env.mdp.statistics import TINY, Statistics
 from lr_env.naming import unknown_name
 
 
@@ -144,7 +144,10 @@ class ResidualAction:
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`."""
         if self.base == "sps":
-            base = math.log10(self.constant) + statistics.log["loss"] - statistics.log["gradient_dot_direction"]
+            slope = statistics.log["gradient_dot_direction"]
+            polyak = math.log10(self.constant) + statistics.log["loss"] - slope
+            # Where the direction does not descend, as momentum's may, there is no Polyak step size: the rate in force stays.
+            base = np.where(slope <= math.log10(TINY), statistics.log_rates.mean(1), polyak)
         else:
             factor = BASE_SCHEDULES[self.base](np.maximum(statistics.age, 0) / statistics.horizon)
             base = math.log10(rates.initial) + np.log10(np.maximum(factor, 1e-12))

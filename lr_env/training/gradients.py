@@ -187,7 +187,8 @@ class EvaluationFunction:
         buffers: Buffers,
         inputs: Tensor,
         targets: Tensor,
-        input_scales: Tensor | None = None,
+        input_scales: Tensor | None,
+        generator_states: list[Tensor],
         *,
         shared: bool,
         training: bool,
@@ -200,30 +201,32 @@ class EvaluationFunction:
             inputs: ``(M, …)`` where shared, else ``(N, M, …)``.
             targets: ``(M, …)`` where shared, else ``(N, M, …)``.
             input_scales: Factors ``(N,)`` on the inputs, or None.
+            generator_states: States ``(N,)`` of the members' own generators, for models that draw; not changed.
             shared: Whether all members see the same examples.
             training: Whether the pass is made in training mode.
         """
         if self._batched:
             axis = None if shared else 0
             function = vmap(self._sums, in_dims=(0, 0, axis, axis, None if input_scales is None else 0))
-            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), training)
+            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), generator_states[0], training)
         rows = []
         for i in range(len(parameters)):
             examples = (inputs, targets) if shared else (inputs[i], targets[i])
             scale = None if input_scales is None else input_scales[i]
-            rows.append(self._run(self._sums, (parameters[i], _clone(buffers, i), *examples, scale), training))
+            rows.append(self._run(self._sums, (parameters[i], _clone(buffers, i), *examples, scale), generator_states[i], training))
         return torch.stack(rows)
 
-    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], training: bool) -> Tensor:
+    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], generator_state: Tensor, training: bool) -> Tensor:
         key = (training, *(argument.shape if isinstance(argument, Tensor) else None for argument in arguments))
         with torch.no_grad():
             if key in self._graphs:
                 return self._graphs[key](*arguments)
             with preserved_global_generators():  # a pass in training mode may draw
                 self._model.train(training)
+                torch.set_rng_state(generator_state)
                 try:
-                    before, result = torch.get_rng_state(), function(*arguments)
-                    if torch.equal(before, torch.get_rng_state()):
+                    result = function(*arguments)
+                    if torch.equal(generator_state, torch.get_rng_state()):
                         self._graphs[key] = interpreted(flat_graph(function, arguments), arguments)
                 except Exception:  # what cannot be traced is run as it is, every time
                     result = function(*arguments)

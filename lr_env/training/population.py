@@ -183,7 +183,7 @@ class Population:
     def current_batch_losses(self) -> np.ndarray:
         """Losses ``(N,)`` of all members at their present weights on their current minibatch, in training mode: one more forward pass."""
         inputs, targets = self.batches.current()
-        sums = self._evaluation_function()(self.parameters, self.buffers, inputs, targets, shared=False, training=True)
+        sums = self._evaluation_function()(self.parameters, self.buffers, inputs, targets, None, self._generator_states, shared=False, training=True)
         return (sums[:, 0] / targets.shape[1]).numpy().astype(np.float64)
 
     def evaluate(self, split: SplitName, subset: np.ndarray | None = None) -> Evaluation:
@@ -204,9 +204,8 @@ class Population:
         sums = torch.zeros(self.num_members, 2, dtype=torch.float64)
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
-            sums += self._evaluation_function()(
-                self.parameters, self.buffers, inputs[part], targets[part], self.batches.input_scales, shared=True, training=False
-            )
+            examples = inputs[part], targets[part], self.batches.input_scales
+            sums += self._evaluation_function()(self.parameters, self.buffers, *examples, self._generator_states, shared=True, training=False)
         means = (sums / len(inputs)).numpy()
         return Evaluation(means[:, 0], None if self.task.metric is None else means[:, 1])
 
