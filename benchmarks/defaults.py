@@ -32,7 +32,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "features: absolute": ({"features": "absolute"}, {}),
     "action: residual on SPS": ({"action": "residual"}, {}),
-    "action: absolute": ({"action": "absolute"}, {}),
     "reward: loss": ({"reward": "loss"}, {}),
     "reward_on: reference": ({"reward_on": "reference"}, {}),
     "discount: 0.9": ({}, {"discount": 0.9}),

@@ -11,7 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers import vector as vector_wrappers
+from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
 from torch import nn
 
 from lr_env import LearningRateVectorEnv, TaskFamily
@@ -301,8 +302,11 @@ def test_wrappers_normalise_observations() -> None:
     assert np.isfinite(observations).all() and np.abs(observations.mean((0, 1))).max() < 3
 
 
+@pytest.mark.skipif(not hasattr(vector_wrappers, "RecordVideo"), reason="Gymnasium has no vector RecordVideo before 1.2")
 def test_wrappers_record_videos(tmp_path: Path) -> None:
-    env = RecordVideo(make(2, render_mode="rgb_array", horizon=4), str(tmp_path / "videos"), episode_trigger=lambda episode: episode == 0)
+    env = vector_wrappers.RecordVideo(
+        make(2, render_mode="rgb_array", horizon=4), str(tmp_path / "videos"), episode_trigger=lambda episode: episode == 0
+    )
     roll_out(env, np.zeros((6, 2, 1)))
     env.close()
     (video,) = tmp_path.glob("videos/*.mp4")
