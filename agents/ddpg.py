@@ -51,6 +51,10 @@ class DDPGConfig:
     """Steps before the first update."""
     updates_per_decision: int = 2
     """Updates after each decision of all members."""
+    actor_starts: int = 500
+    """Updates of the critic before the first of the actor, which an untrained critic would push to a bound."""
+    saturation_penalty: float = 1e-3
+    """Weight of the squared preactivations of the actor's tanh in its loss: keeps it from saturating, where it would learn no more."""
     exploration_noise: float = 0.2
     """Standard deviation of the noise on actions in [−1, 1]."""
     noise_correlation: float = 0.85
@@ -73,6 +77,8 @@ class DDPGConfig:
             "batch_size": self.batch_size >= 1,
             "memory_size": self.memory_size >= 1,
             "learning_starts": self.learning_starts >= 0,
+            "actor_starts": self.actor_starts >= 0,
+            "saturation_penalty": self.saturation_penalty >= 0,
             "updates_per_decision": self.updates_per_decision >= 0,
         }
         for name, is_valid in ranges.items():
@@ -91,6 +97,7 @@ class DDPG:
 
     Attributes:
         num_steps_taken: Transitions so far.
+        num_updates: Updates so far.
         actor: The policy; a controller.
 
     Raises:
@@ -116,7 +123,7 @@ class DDPG:
         self._exploration_generator, self._replay_generator = np.random.default_rng(exploration), np.random.default_rng(replay)
         self._noise = np.zeros((environment.num_envs, num_actions))
         self._observations: np.ndarray | None = None
-        self.num_steps_taken = 0
+        self.num_steps_taken = self.num_updates = 0
         self._returns = np.zeros(environment.num_envs)
         self.recent_returns: list[float] = []
 
@@ -199,6 +206,7 @@ class DDPG:
             "returns": self._returns,
             "recent_returns": self.recent_returns,
             "num_steps_taken": self.num_steps_taken,
+            "num_updates": self.num_updates,
         }
         tensors: dict[str, torch.Tensor] = {}
         state = pack(tree, tensors)
@@ -230,7 +238,8 @@ class DDPG:
             agent.memory.set_state(tree["memory"])
             environment.unwrapped.set_state(tree["environment"])  # type: ignore[attr-defined]
             agent._observations, agent._noise, agent._returns = tree["observations"], tree["noise"], tree["returns"]
-            agent.recent_returns, agent.num_steps_taken = tree["recent_returns"], tree["num_steps_taken"]
+            agent.recent_returns = tree["recent_returns"]
+            agent.num_steps_taken, agent.num_updates = tree["num_steps_taken"], tree["num_updates"]
         except (KeyError, IndexError, ValueError, RuntimeError, json.JSONDecodeError) as error:
             raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this environment, or is damaged: {error!r}.") from error
         return agent
@@ -272,7 +281,11 @@ class DDPG:
         critic_loss.backward()
         self._critic_optimizer.step()
 
-        actor_loss = -self.critic(batch.observations, self.actor(batch.observations)).mean()
+        self.num_updates += 1
+        if self.num_updates <= config.actor_starts:
+            return
+        preactivations = self.actor.preactivations(batch.observations)
+        actor_loss = -self.critic(batch.observations, preactivations.tanh()).mean() + config.saturation_penalty * preactivations.square().mean()
         self._actor_optimizer.zero_grad()
         actor_loss.backward()
         self._actor_optimizer.step()

@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class Options:
     """Options of the comparison."""
 
-    steps: int = 200_000
+    steps: int = 100_000
     """Environment steps of each training run."""
     seeds: tuple[int, ...] = (100, 101, 102)
     """Seeds of the training runs; other than the demo's."""

@@ -75,12 +75,16 @@ class PolicyNetwork(nn.Module):
             last = nn.Linear(widths[-1], num_actions)
             nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
             nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+        self.layers = nn.Sequential(*layers, last)
+
+    def preactivations(self, observations: Tensor) -> Tensor:
+        """Actions before the tanh: ``(N, F) -> (N, A)``."""
+        values: Tensor = self.layers(observations)
+        return values
 
     def forward(self, observations: Tensor) -> Tensor:
         """``(N, F) -> (N, A)``."""
-        actions: Tensor = self.layers(observations)
-        return actions
+        return self.preactivations(observations).tanh()
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """See :class:`Controller`; one observation ``(F,)`` gives one action ``(A,)``. Always deterministic."""
