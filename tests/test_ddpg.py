@@ -18,7 +18,7 @@ import lr_env
 from agents import DDPG, DDPGConfig
 from tests.trivial import HalfVectorEnv
 
-SMALL = DDPGConfig(batch_size=32, learning_starts=64, memory_size=4_000, hidden=(16,))
+SMALL = DDPGConfig(batch_size=32, learning_starts=64, actor_starts=10, memory_size=4_000, hidden=(16,))
 
 
 def make_environment(**arguments: Any) -> Any:
