@@ -18,12 +18,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from agents.ddpg import DDPG, DDPGConfig
 from benchmarks.runner import run
+from benchmarks.terminal import make_console
 from lr_env.seeding import Role, role_seeds
 
 TASK = "digits-mlp-scaled"
@@ -84,7 +84,7 @@ def main(options: Options) -> None:
         rows = np.array([done[_key(replace(jobs[0], variant=variant, seed=seed))] for seed in options.seeds])  # (S, 3)
         means = [f"{value:+.3f}" for value in rows[:, 0]]
         table.add_row(variant, *means, f"{np.median(rows[:, 0]):+.3f}", f"{rows[:, 1].mean():.1%}", f"{np.median(rows[:, 2]):.0f}")
-    Console().print(table)
+    make_console().print(table)
 
 
 def score(job: Job) -> list[float]:

@@ -20,7 +20,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from benchmarks.baselines import GRID_STARTS, RunnerCache, Tuned, extended_searc
 from benchmarks.demo_figure import draw
 from benchmarks.runner import Result
 from benchmarks.statistics import paired_difference
+from benchmarks.terminal import make_console
 from lr_env.controllers import BoundController
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import as_family, make_task
@@ -42,8 +42,6 @@ LEARNED = "DDPG (learned)"
 HINDSIGHT = "Best schedule per training, in hindsight"
 BETTER_OPTIMIZER = "A better optimizer: "
 DRAWN = ("Best shared constant", "Best shared cosine", "Best shared step", "SPS, tuned constant", LEARNED)
-
-TABLE_WIDTH = 120
 
 # The agent corrects the Polyak step size by up to 1.5 decades. The free default reward, on next minibatches, learns more slowly: its noise is
 # that of a minibatch.
@@ -82,9 +80,7 @@ class Baselines:
 def main(options: Options) -> None:
     """Runs the demo and writes its results."""
     torch.set_num_threads(1)  # one thread a process is fastest for networks of this size
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)  # a file or a pipe has no width of its own
+    console = make_console()
     console.print(f"Task [bold]{TASK}[/bold]: {options.num_envs} networks (64-32-10) at once, SGD, batch 64, 100 steps each. Seed {options.seed}.")
     with ProcessPoolExecutor(1, get_context("spawn"), _one_thread) as pool:
         # The baselines need no agent: the second core works on them while the agent trains.

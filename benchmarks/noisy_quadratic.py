@@ -16,12 +16,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from agents.ddpg import DDPG, DDPGConfig
 from agents.schedules import constant
 from benchmarks.runner import Runner
+from benchmarks.terminal import make_console
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
 
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
         table.add_column(column, justify="left" if column == "Controller" else "right")
     for name, (loss, error, seconds) in rows.items():
         table.add_row(name, f"{loss:.4f}", f"{error:.4f}" if error else "", f"{loss / best:.3f}", f"{seconds:.0f}" if seconds else "")
-    Console().print(table)
+    make_console().print(table)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"options": {**asdict(options), "output": str(options.output)}, "rows": rows}, indent=1) + "\n")
 

@@ -16,12 +16,12 @@ import numpy as np
 import stable_baselines3
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from agents.sb3 import default_hyperparameters, make_sb3_env
 from benchmarks.baselines import GRID_STARTS, RunnerCache, extended_search, grid, rate_limits, schedule_shapes
 from benchmarks.statistics import paired_difference
+from benchmarks.terminal import make_console
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
@@ -66,7 +66,7 @@ def main(options: Options) -> None:
             interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
             cells = [f"{row['score']:+.3f}", f"{row['constant']:+.3f}", f"{difference['mean']:+.3f}", interval]
             table.add_row(algorithm, str(seed), *cells, f"{row['diverged']:.1%}", f"{row['seconds']:.0f}")
-    Console().print(table)
+    make_console().print(table)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import lr_env
+from benchmarks.terminal import make_console
 
 TASK, HORIZON, BATCH_SIZE, SEED = "digits-mlp", 100, 64, 0
 RATE = 0.1
@@ -235,7 +235,7 @@ def main(options: Options) -> None:
             Row("Stable-Baselines3 adapter N = 64", sb3_environment(64)),
         ]
         results = measure(bare, rows, options.repeats, options.seconds)
-    Console().print(table(results))
+    make_console().print(table(results))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(), "repeats": options.repeats, "rows": [asdict(result) for result in results]}
     options.output.write_text(json.dumps(content, indent=2) + "\n")
