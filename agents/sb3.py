@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from lr_env import LearningRateVectorEnv
-from lr_env.naming import unknown_name
+from lr_env.checks import positive_integer, unknown_name
 from lr_env.training import Evaluation
 
 try:
@@ -185,13 +185,11 @@ def default_hyperparameters(algorithm: str, num_envs: int, decisions: int = 100)
     Raises:
         ValueError: If the algorithm is unknown or a number is no integer >= 1.
     """
-    for name, value in (("num_envs", num_envs), ("decisions", decisions)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, but {value!r} was given.")
+    num_envs, decisions = positive_integer("num_envs", num_envs), positive_integer("decisions", decisions)
     if algorithm not in _HYPERPARAMETERS:
         raise unknown_name("algorithm", algorithm, _HYPERPARAMETERS)
     common = {"gamma": 1 - 1 / (10 * decisions), "device": "cpu"}
-    return common | _HYPERPARAMETERS[algorithm](int(num_envs), int(decisions))
+    return common | _HYPERPARAMETERS[algorithm](num_envs, decisions)
 
 
 def _ppo(num_envs: int, decisions: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from torch.optim import Optimizer
@@ -29,9 +30,8 @@ class Schedule:
     def __init__(self, make_scheduler: Callable[[Optimizer], LRScheduler], initial_rate: float, steps_per_epoch: int = 1) -> None:
         if not 0 < initial_rate < float("inf"):
             raise ValueError(f"initial_rate must be a finite number > 0, but {initial_rate!r} was given.")
-        if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be an integer >= 1, but {steps_per_epoch!r} was given.")
-        self.make_scheduler, self.initial_rate, self.steps_per_epoch = make_scheduler, initial_rate, steps_per_epoch
+        self.make_scheduler, self.initial_rate = make_scheduler, initial_rate
+        self.steps_per_epoch = positive_integer("steps_per_epoch", steps_per_epoch)
 
     def bind(self, optimizer: str = "sgd") -> BoundController:
         """The schedule with the decision process it needs: it observes the loss (for ``ReduceLROnPlateau``) and sets the raw rate."""

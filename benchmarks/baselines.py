@@ -70,6 +70,11 @@ def extended_search(mean_score: Callable[[float], float], points: Iterable[float
         scores[beyond] = mean_score(beyond)
 
 
+def tune(tuning: RunnerCache, make: Callable[[float], BoundController], start: float, limits: tuple[float, float]) -> Tuned:
+    """The best of the controllers ``make(point)`` over the grid from ``10**start``, extended up to ``limits``, on the tuning trainings."""
+    return extended_search(lambda point: float(tuning.run(make(point)).scores.mean()), grid(start), *limits)
+
+
 def rate_limits(optimizer: str) -> tuple[float, float]:
     """The range that schedules share with the controllers."""
     _, rates = make_optimizer(optimizer)

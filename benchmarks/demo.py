@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import lr_env  # registers the environment
 from agents.ddpg import DDPG, DDPGConfig
-from benchmarks.baselines import GRID_STARTS, RunnerCache, Tuned, extended_search, grid, polyak, random_policy, rate_limits, schedule_shapes
+from benchmarks.baselines import GRID_STARTS, RunnerCache, Tuned, polyak, random_policy, rate_limits, schedule_shapes, tune
 from benchmarks.demo_figure import draw
 from benchmarks.runner import Result
 from benchmarks.statistics import paired_difference
@@ -103,27 +103,25 @@ def train(options: Options) -> tuple[BoundController, float]:
     environment = gym.make_vec("LearningRate-v0", num_envs=options.num_envs, task=TASK, autoreset_mode="SameStep", **DDPG_ENVIRONMENT)
     tuning = RunnerCache(TASK, role_seeds(options.seed, Role.TUNE, options.trainings))
     checkpoint, best_file = options.output / f"checkpoint-seed{options.seed}.safetensors", options.output / "controller.safetensors"
-    agent, best, best_score = DDPG(environment, DDPG_CONFIG, seed=options.seed), None, np.inf
+    agent, best_score = DDPG(environment, DDPG_CONFIG, seed=options.seed), np.inf
     if checkpoint.exists():
         agent = DDPG.resume(checkpoint, environment)
         if agent.config != DDPG_CONFIG or agent.seed != options.seed:
             raise SystemExit(f"{checkpoint} is from a run with other settings; remove it, or choose another --output.")
-        best = lr_env.load_controller(best_file)
-        best_score = float(tuning.run(best).scores.mean())
+        best_score = float(tuning.run(lr_env.load_controller(best_file)).scores.mean())
     start = time.perf_counter()
     with tqdm(total=options.steps, initial=agent.num_steps_taken, desc="Training DDPG", unit=" steps", unit_scale=True, dynamic_ncols=True) as bar:
         for target in np.linspace(0, options.steps, options.evaluations + 1)[1:].astype(int):
             if agent.num_steps_taken >= target:
                 continue
-            agent.learn(int(target), lambda agent: bar.update(agent.num_steps_taken - bar.n) and None)
+            agent.learn(int(target), partial(_show, bar))
             score = float(tuning.run(agent.bind()).scores.mean())
             if score < best_score:
                 best_score = score
                 agent.save(best_file)
             agent.save_checkpoint(checkpoint)
             bar.set_postfix_str(f"log10 loss {score:+.3f}, best {best_score:+.3f}")
-    best = lr_env.load_controller(best_file)
-    return best, time.perf_counter() - start
+    return lr_env.load_controller(best_file), time.perf_counter() - start
 
 
 def evaluate_baselines(seed: int, trainings: int) -> Baselines:
@@ -137,15 +135,15 @@ def evaluate_baselines(seed: int, trainings: int) -> Baselines:
     results["SGD, torch's default rate"] = report.run(shapes["constant"](TORCH_DEFAULT_RATE))
     grid_scores = []
     for name, make in shapes.items():
-        tuned[name] = _tune(tuning, make, GRID_STARTS["sgd"], rate_limits("sgd"))
+        tuned[name] = tune(tuning, make, GRID_STARTS["sgd"], rate_limits("sgd"))
         by_rate = {rate: report.run(make(rate)) for rate in tuned[name].scores}
         results[f"Best shared {name}"] = by_rate[tuned[name].best]
         grid_scores += [result.scores for result in by_rate.values()]
-    tuned["SPS"] = _tune(tuning, polyak, GRID_STARTS["sps"], (1e-6, 1e3))
+    tuned["SPS"] = tune(tuning, polyak, GRID_STARTS["sps"], (1e-6, 1e3))
     results["SPS, tuned constant"] = report.run(polyak(tuned["SPS"].best))
     for optimizer, label in (("momentum", "SGD with momentum"), ("adam", "Adam")):
         make = schedule_shapes(horizon, optimizer)["constant"]
-        tuned[optimizer] = _tune(tuning, make, GRID_STARTS[optimizer], rate_limits(optimizer))
+        tuned[optimizer] = tune(tuning, make, GRID_STARTS[optimizer], rate_limits(optimizer))
         results[f"{BETTER_OPTIMIZER}{label}, best shared constant"] = report.run(make(tuned[optimizer].best))
     return Baselines(results, tuned, np.min(grid_scores, axis=0), time.perf_counter() - start)
 
@@ -213,8 +211,8 @@ def write_results(
     (options.output / "results.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
-def _tune(tuning: RunnerCache, make: Callable[[float], BoundController], start: float, limits: tuple[float, float]) -> Tuned:
-    return extended_search(lambda value: float(tuning.run(make(value)).scores.mean()), grid(start), *limits)
+def _show(bar: tqdm[Any], agent: DDPG) -> None:
+    bar.update(agent.num_steps_taken - bar.n)
 
 
 def _one_thread() -> None:

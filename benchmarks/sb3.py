@@ -19,7 +19,7 @@ import tyro
 from rich.table import Table
 
 from agents.sb3 import default_hyperparameters, make_sb3_env
-from benchmarks.baselines import GRID_STARTS, RunnerCache, extended_search, grid, rate_limits, schedule_shapes
+from benchmarks.baselines import GRID_STARTS, RunnerCache, rate_limits, schedule_shapes, tune
 from benchmarks.statistics import paired_difference
 from benchmarks.terminal import make_console
 from lr_env.controllers import BoundController
@@ -82,8 +82,7 @@ def best_constant(seed: int, trainings: int, report: RunnerCache) -> np.ndarray:
     """Scores ``(N,)`` on the reported trainings of the constant rate that was best on the tuning trainings."""
     tuning = RunnerCache(TASK, role_seeds(seed, Role.TUNE, trainings))
     make = schedule_shapes(100)["constant"]
-    tuned = extended_search(lambda rate: float(tuning.run(make(rate)).scores.mean()), grid(GRID_STARTS["sgd"]), *rate_limits("sgd"))
-    return report.run(make(tuned.best)).scores
+    return report.run(make(tune(tuning, make, GRID_STARTS["sgd"], rate_limits("sgd")).best)).scores
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
 from lr_env.mdp.statistics import TINY
-from lr_env.naming import unknown_name
 from lr_env.seeding import Streams
 from lr_env.tasks import Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
@@ -62,9 +62,7 @@ class Episodes:
                 "Task.from_tensors(name, model, inputs, targets) makes a Task of a module and its data."
             )
         self.family = as_family(make_task(task) if isinstance(task, str) else task)
-        self.horizon = self.family.task.horizon if horizon is None else horizon
-        if not isinstance(self.horizon, (int, np.integer)) or isinstance(self.horizon, bool) or self.horizon < 1:
-            raise ValueError(f"horizon must be an integer >= 1 (SGD steps of an episode), but {horizon!r} was given.")
+        self.horizon = self.family.task.horizon if horizon is None else positive_integer("horizon", horizon)
         self.num_members = num_members
         self.lower_bound = self.family.task.loss_lower_bound
         optimizer, _ = make_optimizer(mdp.optimizer)
@@ -230,16 +228,3 @@ class Episodes:
 def _rows(members: np.ndarray | None) -> np.ndarray | slice:
     """An index of members ``(K,)``, or of all without a copy."""
     return slice(None) if members is None else members
-
-
-def check_known_arguments(unknown: dict[str, Any], valid: Sequence[str]) -> None:
-    """Raises for constructor arguments that neither environment has.
-
-    Raises:
-        ValueError: With the nearest valid names; ``max_episode_steps`` is pointed to ``horizon``.
-    """
-    if unknown.get("max_episode_steps") is not None:
-        raise ValueError(f"max_episode_steps={unknown['max_episode_steps']} is not supported: pass horizon= (SGD steps of an episode) instead.")
-    for name in unknown:
-        if name != "max_episode_steps":
-            raise unknown_name("argument of LearningRate-v0", name, valid)

@@ -11,9 +11,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lr_env.episodes import Episodes, Outcome, check_known_arguments
+from lr_env.checks import positive_integer, unknown_name
+from lr_env.episodes import Episodes, Outcome
 from lr_env.mdp import MDP
-from lr_env.naming import unknown_name
 from lr_env.rendering import render_training
 from lr_env.seeding import check_seed
 from lr_env.tasks import Task, TaskFamily
@@ -59,13 +59,11 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         **unknown: Any,
     ) -> None:
-        check_known_arguments(unknown, [name for name in LearningRateVectorEnv.__init__.__annotations__ if name not in ("unknown", "return")])
-        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer >= 1, but {num_envs!r} was given.")
+        _refuse(unknown)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
         mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades)
-        self.num_envs = int(num_envs)
+        self.num_envs = positive_integer("num_envs", num_envs)
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20, "autoreset_mode": self.autoreset_mode}
@@ -260,3 +258,12 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     if mode not in modes:
         raise unknown_name("autoreset_mode", mode, modes)
     return modes[mode]
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    """Raises for arguments that the environment does not have; ``gym.make_vec`` passes ``max_episode_steps`` on."""
+    if unknown.pop("max_episode_steps", None) is not None:
+        raise ValueError("max_episode_steps is not supported: pass horizon= (SGD steps of an episode) instead.")
+    valid = [name for name in LearningRateVectorEnv.__init__.__annotations__ if name not in ("unknown", "return")]
+    for name in unknown:
+        raise unknown_name("argument of LearningRate-v0", name, valid)

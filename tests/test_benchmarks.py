@@ -51,8 +51,6 @@ def test_diverged_training_scores_initial_loss_plus_one() -> None:
 
 
 def test_search_extends_a_grid_whose_edge_wins() -> None:
-    tuned = extended_search(lambda rate: (np.log10(rate) - 2.0) ** 2, grid(-3), 1e-6, 1e6)
-    assert len(tuned.scores) > 15 or tuned.best < max(tuned.scores)
     tuned = extended_search(lambda rate: (np.log10(rate) - 3.0) ** 2, grid(-3), 1e-6, 1e6)
     assert np.log10(tuned.best) == pytest.approx(3.0, abs=0.17)
     assert max(tuned.scores) > tuned.best

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from lr_env.checks import positive_integer, unknown_name
 from lr_env.mdp.statistics import TINY, Statistics
-from lr_env.naming import unknown_name
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,6 @@ class Action(Protocol):
         """The action space of one training with ``num_groups`` parameter groups."""
         ...
 
-    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
-        """log10 of the rates ``(N, G)`` in force before the first decision, or None for the initial rate."""
-        ...
-
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """log10 of the rates ``(N, G)`` before clipping to the range; ``action`` is ``(N, G)``, within its space."""
         ...
@@ -64,10 +60,6 @@ class _Continuous:
     def space(self, num_groups: int) -> gym.Space[Any]:
         """Box [−1, 1] of shape ``(G,)``."""
         return _box(num_groups)
-
-    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
-        """None: the initial rate."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ BASE_SCHEDULES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class ResidualAction:
-    """A correction of a base rate, anew at every decision: ``η = base · 10^(decades · a)`` (Zhu et al. 2026, SOLAR, with a schedule).
+    """A correction of a base rate, anew at every decision: ``η = base · 10^(decades · a)`` (as SOLAR, 2026, on a schedule).
 
     Attributes:
         base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / ⟨g, u⟩⁺`` (Loizou et al. 2021), which makes the
@@ -137,8 +129,8 @@ class ResidualAction:
         """Box [−1, 1] of shape ``(G,)``."""
         return _box(num_groups)
 
-    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
-        """The base rate: what the action 0 would choose."""
+    def base_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray:
+        """log10 of the base rates ``(N, G)``: what the action 0 would choose, and the rates in force before the first decision."""
         return self.log_rates(np.zeros_like(statistics.log_rates), statistics, rates)
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
@@ -169,8 +161,7 @@ class DiscreteAction:
     max_change: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be an integer >= 1, but {self.steps!r} was given.")
+        positive_integer("steps", self.steps)
         _require_positive("max_change", self.max_change)
 
     def space(self, num_groups: int) -> gym.Space[Any]:
@@ -178,10 +169,6 @@ class DiscreteAction:
         if num_groups != 1:
             raise ValueError("A discrete action needs exactly one parameter group; use a continuous action for more.")
         return gym.spaces.Discrete(2 * self.steps + 1)
-
-    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
-        """None: the initial rate."""
-        return None
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`."""
@@ -197,10 +184,6 @@ class RateAction:
     def space(self, num_groups: int) -> gym.Space[Any]:
         """Box [0, ∞) of shape ``(G,)``, float64 so that a schedule's rates are taken exactly."""
         return gym.spaces.Box(0.0, np.inf, (num_groups,), np.float64)
-
-    def initial_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray | None:
-        """None: the initial rate."""
-        return None
 
     def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
         """See :class:`Action`; −∞ for a rate of 0."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lr_env.checks import unknown_name
 from lr_env.mdp.statistics import Statistics
-from lr_env.naming import unknown_name
 
 CLIP = 10.0
 """Features are clipped to ±10; one that is not a number becomes −10."""

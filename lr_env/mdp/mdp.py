@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from lr_env.checks import positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
 from lr_env.mdp.features import CLIP, Observer, resolve_features
 from lr_env.mdp.rewards import make_reward
@@ -52,8 +53,7 @@ class MDP:
     initial_rate_decades: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps_per_action, int) or self.steps_per_action < 1:
-            raise ValueError(f"steps_per_action must be an integer >= 1, but {self.steps_per_action!r} was given.")
+        positive_integer("steps_per_action", self.steps_per_action)
         if not 0 <= self.initial_rate_decades <= 4:
             raise ValueError(f"initial_rate_decades must be within [0, 4], but {self.initial_rate_decades!r} was given.")
         make_optimizer(self.optimizer)
@@ -97,7 +97,6 @@ class DecisionProcess:
         self.needs = frozenset().union(self.action.needs, *(feature.needs for feature in self.features))
         self.statistics = Statistics(self.needs, num_members, num_groups, horizon, loss_lower_bound)
         self._observer = Observer(self.features, self.statistics)
-        self._has_base = isinstance(self.action, ResidualAction)  # whose rate before the first decision is its base
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
         self.action_space = self.action.space(num_groups)
         self._low, self._high = _bounds(self.action_space)
@@ -122,12 +121,10 @@ class DecisionProcess:
         """Takes in the signals of one SGD step of members ``(K,)``, or all."""
         rows: np.ndarray | slice = slice(None) if members is None else members
         self.statistics.update(signals, rows)
-        if self._has_base:
+        if isinstance(self.action, ResidualAction):
             is_first = self.statistics.age[rows] == 0
             if is_first.any():
-                initial = self.action.initial_log_rates(self.statistics, self.rates)
-                assert initial is not None
-                self._set_log_rates(initial, np.arange(self.num_members)[rows][is_first])
+                self._set_log_rates(self.action.base_log_rates(self.statistics, self.rates), np.arange(self.num_members)[rows][is_first])
 
     def observation(self) -> np.ndarray:
         """Observations ``(N, F)``, float32; a fresh array."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lr_env.naming import unknown_name
+from lr_env.checks import positive_integer, unknown_name
 
 REWARDS = ("loss", "log_loss")
 REWARD_SOURCES = ("next_batch", "same_batch", "reference", "validation", "final")
@@ -52,9 +52,7 @@ class Reward:
         if self.source not in REWARD_SOURCES:
             raise unknown_name("reward_on", self.source, REWARD_SOURCES)
         for name in ("interval", "subset_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"The reward's {name} must be an integer >= 1, but {value!r} was given.")
+            positive_integer(f"The reward's {name}", getattr(self, name))
         if not 0 <= self.loss_floor < math.inf:
             raise ValueError(f"The reward's loss_floor must be a finite number >= 0, but {self.loss_floor!r} was given.")
         if not 1 < self.divergence < math.inf:

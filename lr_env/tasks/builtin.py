@@ -6,7 +6,6 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
 
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.models import mlp
@@ -14,30 +13,27 @@ from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
 from lr_env.tasks.registry import register_task
 from lr_env.tasks.task import ACCURACY, Data, Split, Task
 
-SPLIT_SEED = 0
-VALIDATION_FRACTION = TEST_FRACTION = 0.15
 
-
-def _split(inputs: np.ndarray, targets: np.ndarray) -> Data:
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(inputs))
-    num_validation, num_test = int(VALIDATION_FRACTION * len(order)), int(TEST_FRACTION * len(order))
-    parts = np.split(order, [len(order) - num_validation - num_test, len(order) - num_test])
-    features, labels = torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.int64))
-    return Data(*(Split(features[part], labels[part]) for part in parts))
+def _examples(inputs: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
 
 
 @cache
 def digits() -> Data:
     """scikit-learn's bundled handwritten digits: 1,797 images of 8×8 pixels, scaled to [0, 1], 10 classes."""
+    from sklearn.datasets import load_digits  # here, as it takes as long to import as PyTorch
+
     images, labels = load_digits(return_X_y=True)
-    return _split(images / 16.0, labels)
+    return _examples(images / 16.0, labels).divide()
 
 
 @cache
 def breast_cancer() -> Data:
     """scikit-learn's bundled breast cancer data: 569 tumours, 30 measurements, standardised by the training split, 2 classes."""
+    from sklearn.datasets import load_breast_cancer
+
     measurements, labels = load_breast_cancer(return_X_y=True)
-    data = _split(measurements, labels)
+    data = _examples(measurements, labels).divide()
     mean, deviation = data.train.inputs.mean(0), data.train.inputs.std(0)
     return Data(*(Split((part.inputs - mean) / deviation, part.targets) for part in (data.train, data.validation, data.test)))
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor, nn
 
 from lr_env.tasks.task import Sampler, Split, Task
@@ -44,7 +43,7 @@ def _noise_free_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def _sample(noise_variances: tuple[float, ...], generator: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
     deviations = np.sqrt(np.asarray(noise_variances))
     noise = generator.standard_normal((count, len(deviations))) * deviations
-    return torch.from_numpy(noise), torch.zeros(count)
+    return torch.from_numpy(noise).float(), torch.zeros(count)
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,10 @@ class NoisyQuadratic:
             "noisy-quadratic",
             partial(QuadraticModel, self.curvatures, self.initial_weights),
             _noisy_loss,
-            Sampler(partial(_sample, self.noise_variances), Split(torch.zeros(1, dimension, dtype=torch.float64), torch.zeros(1))),
+            Sampler(partial(_sample, self.noise_variances), Split(torch.zeros(1, dimension), torch.zeros(1))),
             batch_size=1,
             horizon=self.horizon,
             observed_loss=_noise_free_loss,
-            check=False,  # the model takes the population's dtype; the samples are float64
         )
 
     def expected_losses(self, rates: np.ndarray) -> np.ndarray:
@@ -110,6 +108,7 @@ class NoisyQuadratic:
 
     def best_constant(self) -> float:
         """The constant rate with the lowest expected final loss."""
+        from scipy.optimize import minimize_scalar  # here, as training on the task does not need it
 
         def final_loss(log_rate: float) -> float:
             return float(np.log(self.expected_losses(np.full(self.horizon, np.exp(log_rate)))[-1]))
@@ -122,6 +121,8 @@ class NoisyQuadratic:
 
     def best_schedule(self) -> np.ndarray:
         """The open-loop schedule ``(T,)`` with the lowest expected final loss, by gradient descent through the recursion."""
+        from scipy.optimize import minimize
+
         curvatures, variances = torch.tensor(self.curvatures).double(), torch.tensor(self.noise_variances).double()
         initial = torch.tensor(self.initial_weights).double().square()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from lr_env.naming import unknown_name
+from lr_env.checks import unknown_name
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Task
 

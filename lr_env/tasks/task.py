@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from lr_env.naming import unknown_name
+from lr_env.checks import positive_integer, unknown_name
 from lr_env.seeding import Streams, check_seed, preserved_global_generators, seed_global_generators
 
 ExampleFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -70,6 +70,22 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def divide(self, validation_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0) -> Data:
+        """These examples divided at random into training, validation and test data.
+
+        Raises:
+            ValueError: If a fraction is not in [0, 1), or both together reach 1.
+        """
+        if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
+            raise ValueError(
+                f"validation_fraction and test_fraction must be in [0, 1) and sum to less than 1, "
+                f"but {validation_fraction} and {test_fraction} were given."
+            )
+        order = torch.from_numpy(np.random.default_rng(check_seed(seed)).permutation(len(self)))
+        num_validation, num_test = (int(fraction * len(self)) for fraction in (validation_fraction, test_fraction))
+        parts = order.split([len(order) - num_validation - num_test, num_validation, num_test])
+        return Data(*(Split(self.inputs[part], self.targets[part]) for part in parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +154,6 @@ class Task:
         loss_lower_bound: No loss is below this bound.
         metric: A number for people, or None.
         observed_loss: Per-example loss that observations and rewards use in place of ``loss`` (a noise-free one); None for the same.
-        check: Whether the constructor tries the model on a batch.
 
     Raises:
         ValueError: If model, data and loss do not fit each other, or data are empty. The message says what to do.
@@ -153,7 +168,6 @@ class Task:
     loss_lower_bound: float = 0.0
     metric: Metric | None = None
     observed_loss: ExampleFunction | None = None
-    check: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str):
@@ -161,8 +175,7 @@ class Task:
                 raise unknown_name("loss", self.loss, LOSSES)
             object.__setattr__(self, "loss", LOSSES[self.loss])
         for attribute in ("batch_size", "horizon"):
-            if check_seed_like(getattr(self, attribute)) < 1:
-                raise ValueError(f"{attribute} must be an integer >= 1, but {getattr(self, attribute)!r} was given.")
+            positive_integer(attribute, getattr(self, attribute))
         if isinstance(self.data, Data):
             if len(self.data.train) == 0:
                 raise ValueError(f"Task {self.name!r} has no training data.")
@@ -170,8 +183,7 @@ class Task:
                 raise ValueError(
                     f"batch_size {self.batch_size} exceeds the {len(self.data.train)} training examples of task {self.name!r}; choose a smaller one."
                 )
-        if self.check:
-            self._try_model()
+        self._try_model()
 
     @classmethod
     def from_tensors(
@@ -213,15 +225,7 @@ class Task:
         everything = Split(all_inputs, all_targets)
         if len(everything) == 0:
             raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(all_inputs.shape)} were given.")
-        if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
-            raise ValueError(
-                f"validation_fraction and test_fraction must be in [0, 1) and sum to less than 1, "
-                f"but {validation_fraction} and {test_fraction} were given."
-            )
-        order = torch.from_numpy(np.random.default_rng(check_seed(split_seed)).permutation(len(everything)))
-        num_validation, num_test = (int(fraction * len(everything)) for fraction in (validation_fraction, test_fraction))
-        parts = order.split([len(order) - num_validation - num_test, num_validation, num_test])
-        data = Data(*(Split(all_inputs[part], all_targets[part]) for part in parts))
+        data = everything.divide(validation_fraction, test_fraction, split_seed)
         if metric is None and loss == "cross_entropy":
             metric = ACCURACY
         return cls(name, model, loss, data, batch_size, horizon, loss_lower_bound, metric)
@@ -271,7 +275,7 @@ class Task:
         return self.make_model(Streams.of(check_seed(seed), episode).weights)
 
     def _try_model(self) -> None:
-        """One forward and backward pass on the first batch, to fail early and in words."""
+        """One forward pass on the first batch, to fail early and in words."""
         model = self.make_model(np.random.SeedSequence(0))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"The model of task {self.name!r} has no trainable parameters.")
@@ -297,14 +301,6 @@ class Task:
             )
         if not losses.requires_grad:
             raise ValueError(f"The loss of task {self.name!r} does not depend on the parameters of its model.")
-
-
-def check_seed_like(value: object) -> int:
-    """``value`` as an int, 0 where it is no integer; for range checks whose message names the argument."""
-    try:
-        return check_seed(value)
-    except (TypeError, ValueError):
-        return 0
 
 
 def epoch_order(generator: np.random.Generator, num_examples: int, batch_size: int) -> np.ndarray:

@@ -47,14 +47,14 @@ class Batches:
         """Floating-point values in the population's type, others as they are."""
         return values.to(self._dtype) if values.is_floating_point() else values
 
-    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray) -> None:
+    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray | None) -> None:
         """Puts members ``(K,)`` at the first batch of a new order."""
         for member, seed in zip(members.tolist(), seeds, strict=True):
             self._generators[member] = np.random.default_rng(seed)
             self._begin_epoch(member)
         self._cursor[members] = 0
         self._steps_until_epoch = self._num_batches - int(self._cursor.max())
-        if self.input_scales is not None:
+        if self.input_scales is not None and input_scales is not None:
             self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self._dtype)
 
     def advance(self, members: np.ndarray | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from lr_env.naming import unknown_name
+from lr_env.checks import unknown_name
 from lr_env.seeding import preserved_global_generators
 from lr_env.tasks.task import ExampleFunction, Task
 from lr_env.training.tracing import Argument, flat_graph, interpreted
@@ -117,7 +117,7 @@ class GradientFunction:
                 graph = flat_graph(self._single, (parameters[0], _clone(buffers, 0), inputs[0], targets[0]))
             except Exception:  # whatever the model does that cannot be traced: plain autograd runs it
                 return
-            if self._agrees(lambda p, b, x, y: graph(p[-1], _clone(b, -1), x[-1], y[-1]), check):
+            if self._agrees(lambda p, b, x, y: graph(p[-1], {name: buffer[-1] for name, buffer in b.items()}, x[-1], y[-1]), check):
                 self.is_plain = self._num_members == 1
                 self._function = graph if self.is_plain else interpreted(graph, (parameters[0], _clone(buffers, 0), inputs[0], targets[0]))
 
@@ -139,19 +139,19 @@ class GradientFunction:
         return ""
 
     def _agrees(self, last_member: Callable[..., tuple[Tensor, ...]], check: tuple[Tensor, Buffers, Tensor, Tensor]) -> bool:
-        """Whether a function gives the last member's gradient and loss as plain autograd does."""
+        """Whether a function gives the last member's gradient, loss and buffers as plain autograd does."""
         parameters, buffers, inputs, targets = check
-        expected = self._single(parameters[-1], _clone(buffers, -1), inputs[-1], targets[-1])
+        expected_buffers, actual_buffers = _clone(buffers, -1), _clone(buffers)
+        expected = self._single(parameters[-1], expected_buffers, inputs[-1], targets[-1])
         try:
             with torch.no_grad():
-                actual = last_member(parameters, _clone(buffers), inputs, targets)
+                actual = last_member(parameters, actual_buffers, inputs, targets)
         except Exception:  # some operations can be traced, but their trace cannot be run
             return False
         tolerance = 1e-9 if parameters.dtype == torch.float64 else 1e-4
+        pairs = [*zip(actual, expected, strict=True), *((actual_buffers[name][-1], buffer) for name, buffer in expected_buffers.items())]
         # Components near zero carry the rounding of the largest one.
-        return all(
-            torch.allclose(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()), equal_nan=True) for a, e in zip(actual, expected, strict=True)
-        )
+        return all(torch.allclose(a, e, rtol=tolerance, atol=tolerance * float(e.abs().max()), equal_nan=True) for a, e in pairs)
 
     def _single(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""
@@ -180,6 +180,7 @@ class EvaluationFunction:
     def __init__(self, task: Task, model: nn.Module, layout: ParameterLayout, batched: bool) -> None:
         self._task, self._model, self._layout, self._batched = task, model, layout, batched
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+        self._untraceable: set[tuple[Any, ...]] = set()
 
     def __call__(
         self,
@@ -226,13 +227,18 @@ class EvaluationFunction:
                 torch.set_rng_state(generator_state)
                 try:
                     result = function(*arguments)
-                    if torch.equal(generator_state, torch.get_rng_state()):
-                        self._graphs[key] = interpreted(flat_graph(function, arguments), arguments)
-                except Exception:  # what cannot be traced is run as it is, every time
-                    result = function(*arguments)
+                    draws = not torch.equal(generator_state, torch.get_rng_state())
+                    if not draws and key not in self._untraceable:
+                        self._try_trace(key, function, arguments)
                 finally:
                     self._model.train()
         return result
+
+    def _try_trace(self, key: tuple[Any, ...], function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> None:
+        try:
+            self._graphs[key] = interpreted(flat_graph(function, arguments), arguments)
+        except Exception:  # control flow that depends on data: the model is run as it is, every time
+            self._untraceable.add(key)
 
     def _sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None) -> Tensor:
         if input_scale is not None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lr_env.naming import unknown_name
+from lr_env.checks import unknown_name
 
 
 class Optimizer(Protocol):

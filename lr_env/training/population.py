@@ -2,7 +2,7 @@
 
 All parameters lie in one tensor ``(N, P)``. A step is split where a controller decides, in the paper's order (Xu et al. 2017):
 :meth:`Population.compute_gradients` takes the minibatch loss and gradient at ``w_t``; :meth:`Population.update` applies a rate
-to that very gradient and moves on to the next minibatch. One forward and one backward pass a step.
+to that very gradient; :meth:`Population.advance` moves on to the next minibatch. One forward and one backward pass a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.naming import unknown_name
+from lr_env.checks import unknown_name
 from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
@@ -134,7 +134,7 @@ class Population:
         self.gradients[rows] = 0
         self.directions[rows] = 0  # a diverged one times a rate of 0 would spoil the new weights
         self.steps[members] = 0
-        scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams])
+        scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams]) if self.family.varies else None
         self.batches.restart(members, [stream.order for stream in streams], scales)
 
     def compute_gradients(self, members: np.ndarray | None = None) -> Signals:

@@ -1,9 +1,10 @@
-"""Error messages for names that do not exist."""
+"""Checks of arguments, with errors that say what was given and what is allowed."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import SupportsIndex
 
 
 def unknown_name(what: str, given: object, valid: Iterable[str]) -> ValueError:
@@ -18,3 +19,14 @@ def unknown_name(what: str, given: object, valid: Iterable[str]) -> ValueError:
     nearest = difflib.get_close_matches(str(given), names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
     return ValueError(f"Unknown {what} {given!r}.{hint} Valid: {', '.join(names)}.")
+
+
+def positive_integer(name: str, value: object) -> int:
+    """``value`` as an ``int``.
+
+    Raises:
+        ValueError: If it is no integer, or below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < 1:
+        raise ValueError(f"{name} must be an integer >= 1, but {value!r} was given.")
+    return value.__index__()
