@@ -32,14 +32,6 @@ def test_environment_is_registered() -> None:
     assert gym.spec("LearningRate-v0").entry_point == "lr_env.env:LearningRateEnv"
 
 
-def test_specification_lists_every_feature() -> None:
-    from lr_env.mdp import FEATURES
-
-    for name, feature in FEATURES.items():
-        row = next(line for line in str(lr_env.LearningRateEnv.__doc__).splitlines() if line.strip().startswith(f"| ``{name}``"))
-        assert feature.formula.replace(", 0 at first", "").replace("gradient_cosine", "``gradient_cosine``") in row, name
-
-
 def test_shadowed_agents_are_reported(tmp_path: Path) -> None:
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "__init__.py").write_text("foreign = True\n")
