@@ -262,8 +262,9 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
 
 def _refuse(unknown: dict[str, Any]) -> None:
     """Raises for arguments that the environment does not have; ``gym.make_vec`` passes ``max_episode_steps`` on."""
-    if unknown.pop("max_episode_steps", None) is not None:
-        raise ValueError("max_episode_steps is not supported: pass horizon= (SGD steps of an episode) instead.")
+    limit = unknown.pop("max_episode_steps", None)
+    if limit is not None:
+        raise ValueError(f"max_episode_steps={limit} is not supported: pass horizon= (SGD steps of an episode) instead.")
     valid = [name for name in LearningRateVectorEnv.__init__.__annotations__ if name not in ("unknown", "return")]
     for name in unknown:
         raise unknown_name("argument of LearningRate-v0", name, valid)
