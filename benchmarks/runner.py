@@ -56,7 +56,7 @@ class Runner:
         """Trains all members under this controller, deterministically."""
         environment, num_members = self._environment, len(self.seeds)
         observations, info = environment.reset(seed=self.seeds)
-        initial = np.log10(environment.evaluate("train").losses - environment.episodes.lower_bound)
+        initial = np.log10(environment.evaluate("train").losses - environment.episodes.lower_bounds)
         losses, rates, state = [info["loss"]], [], None
         running, diverged, starts = np.ones(num_members, bool), np.zeros(num_members, bool), np.ones(num_members, bool)
         ended = np.zeros(num_members, bool)
@@ -71,7 +71,7 @@ class Runner:
             starts, ended = ended, terminated | truncated
         final, test = environment.evaluate("train"), environment.evaluate("test")
         with np.errstate(invalid="ignore", divide="ignore"):
-            scores = np.log10(np.maximum(final.losses - environment.episodes.lower_bound, 1e-38))
+            scores = np.log10(np.maximum(final.losses - environment.episodes.lower_bounds, 1e-38))
         scores = np.where(diverged, initial + DIVERGENCE_PENALTY, scores)
         return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates))
 

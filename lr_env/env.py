@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from lr_env.episodes import Episodes
+from lr_env.episodes import Episodes, Execution, Outcome, find_family
 from lr_env.mdp import MDP
 from lr_env.rendering import render_training
 from lr_env.seeding import check_seed
@@ -117,7 +117,11 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov 1e-5, 10, 0.01; Adam 1e-6, 1, 1e-3 | rate range and start |
     | ``initial_rate_decades`` | 0 | random offset of the start, decades |
     | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
+    | ``variant`` | 0 | which variant of a family is trained |
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
+    | ``compile`` | False | ``True`` lets ``torch.compile``'s backend make kernels of the whole step; takes seconds at the first reset, needs a C++ compiler, and pays for long runs of many trainings |
+    | ``device`` | ``"cpu"`` | ``"cuda"``; ``"auto"`` for a GPU where there is one |
+    | ``num_threads`` | 1 | PyTorch's threads during a step; more are slower for small models |
     | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
 
     All arguments but Python objects given as ``task`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such
@@ -155,17 +159,20 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         lr_max: float | None = None,
         initial_rate: float | None = None,
         initial_rate_decades: float = 0.0,
+        variant: int = 0,
         gradients: Engine = "auto",
         dtype: str = "float32",
+        compile: bool = False,  # noqa: A002  (torch's word)
+        device: str = "cpu",
+        num_threads: int = 1,
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
         mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades)
         self.render_mode = render_mode
-        self.episodes = Episodes(task, 1, mdp, horizon, gradients, dtype)
-        self.observation_space = self.episodes.process.observation_space
-        self.action_space = self.episodes.process.action_space
+        self.episodes = Episodes(find_family(task).variant(variant), 1, mdp, horizon, Execution(gradients, dtype, compile, device, num_threads))
+        self.observation_space, self.action_space = self.episodes.observation_space, self.episodes.action_space
         self._members = np.arange(1)
         self._state = "new"  # then "running" or "ended"
         self._history: list[tuple[float, float]] = []
@@ -173,7 +180,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     @property
     def mdp(self) -> MDP:
         """The decision process, as saved with a controller."""
-        return self.episodes.process.mdp
+        return self.episodes.mdp
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts a training: the first of ``seed``, or without a seed the next one.
@@ -188,10 +195,10 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         if seed is None and self._state == "new":
             seed = int(self.np_random.integers(2**31))
         self.episodes.restart(self._members, [seed])
-        self.episodes.begin(self._members)
+        outcome = self.episodes.begin(self._members)
         self._state = "running"
         self._history = []
-        return self.episodes.observation()[0], self._info(False)
+        return outcome.observations[0], self._info(outcome)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Applies the chosen rate and takes the next gradient.
@@ -203,13 +210,12 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         """
         if self._state != "running":
             raise ResetNeeded(f"The episode is {self._state}: call reset() before step().")
-        actions = self.episodes.process.parse_actions(np.asarray(action)[None])
+        actions = self.episodes.parse_actions(np.asarray(action)[None])
         outcome = self.episodes.step(actions)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         if terminated or truncated:
             self._state = "ended"
-        info = self._info(bool(outcome.diverged[0]))
-        return self.episodes.observation()[0], float(outcome.rewards[0]), terminated, truncated, info
+        return outcome.observations[0], float(outcome.rewards[0]), terminated, truncated, self._info(outcome)
 
     def render(self) -> np.ndarray | None:
         """The loss and the rate so far as an image ``(height, width, 3)``, uint8; None without a render mode.
@@ -238,8 +244,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self.episodes.set_state(state["episodes"], self._members)
         self._state, self._history = state["state"], list(state["history"])
 
-    def _info(self, diverged: bool) -> dict[str, Any]:
-        loss, rate = float(self.episodes.losses[0]), float(self.episodes.applied_rates[0, 0])
+    def _info(self, outcome: Outcome) -> dict[str, Any]:
+        loss, rate = float(outcome.losses[0]), float(outcome.rates[0, 0])
         if self.render_mode is not None:
             self._history.append((loss, rate))
-        return {"loss": loss, "learning_rate": rate, "step": int(self.episodes.population.steps[0]), "diverged": diverged}
+        return {"loss": loss, "learning_rate": rate, "step": int(outcome.steps[0]), "diverged": bool(outcome.diverged[0])}

@@ -2,45 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor
 
 from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
-from lr_env.mdp.statistics import TINY
+from lr_env.mdp.arrays import Array, namespace
 from lr_env.seeding import Streams
 from lr_env.tasks import Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
 from lr_env.training import Evaluation, Population, make_optimizer
 from lr_env.training.gradients import Engine
+from lr_env.training.population import State
 
 SUBSET_SEED = 0
 """Seed of the reference and validation subsets: the same for all trainings of a task."""
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How trainings are computed; what they are does not depend on it, but for rounding.
+
+    Attributes:
+        gradients: Engine, see :class:`lr_env.training.Population`.
+        dtype: ``"float32"`` or ``"float64"``.
+        compile: See :class:`lr_env.training.Population`.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        num_threads: PyTorch's threads while a step is computed; the process has its own number before and after.
+    """
+
+    gradients: Engine = "auto"
+    dtype: str = "float32"
+    compile: bool = False
+    device: str = "cpu"
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        positive_integer("num_threads", self.num_threads)
+
+
 @dataclass
 class Outcome:
-    """What one decision led to; arrays ``(N,)``."""
+    """What one decision led to, or a beginning; of N members, fresh arrays.
 
+    Attributes:
+        observations: ``(N, F)``, float32.
+        rewards: ``(N,)``.
+        terminated: ``(N,)``.
+        truncated: ``(N,)``.
+        diverged: ``(N,)``.
+        losses: Minibatch losses at the observation, ``(N,)``.
+        rates: Rates last applied, ``(N, G)``.
+        steps: SGD steps made, ``(N,)``.
+    """
+
+    observations: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     diverged: np.ndarray
+    losses: np.ndarray
+    rates: np.ndarray
+    steps: np.ndarray
+
+    @property
+    def ended(self) -> np.ndarray:
+        """``(N,)``."""
+        ended: np.ndarray = self.terminated | self.truncated
+        return ended
+
+    def copy(self) -> Outcome:
+        """The same in fresh arrays."""
+        return Outcome(**{field.name: getattr(self, field.name).copy() for field in fields(self)})
+
+    def without_events(self) -> Outcome:
+        """Where all members are, with nothing having happened to them."""
+        nothing = {name: np.zeros_like(getattr(self, name)) for name in ("rewards", "terminated", "truncated", "diverged")}
+        return replace(self, **nothing)
+
+    def write(self, members: np.ndarray, other: Outcome) -> None:
+        """Takes over the outcome of members ``(K,)``."""
+        for field in fields(self):
+            getattr(self, field.name)[members] = getattr(other, field.name)
 
 
 class Episodes:
     """N trainings of one task, each an episode of the MDP.
 
     Args:
-        task: A task, a family, or a registered name.
+        task: A task, a registered name, or a family of one variant.
         num_members: N.
         mdp: The decision process.
         horizon: SGD steps of an episode; None for the task's default.
-        gradients: Engine, see :class:`lr_env.training.Population`.
-        dtype: ``"float32"`` or ``"float64"``.
+        execution: How trainings are computed.
 
     Raises:
         TypeError: If the task is none.
@@ -53,31 +116,64 @@ class Episodes:
         num_members: int,
         mdp: MDP,
         horizon: int | None = None,
-        gradients: Engine = "auto",
-        dtype: str = "float32",
+        execution: Execution = Execution(),  # noqa: B008  (immutable)
     ) -> None:
-        if not isinstance(task, (str, Task, TaskFamily)):
-            raise TypeError(
-                f"task must be a registered name, a Task or a TaskFamily, but {type(task).__name__} was given. "
-                "Task.from_tensors(name, model, inputs, targets) makes a Task of a module and its data."
-            )
-        self.family = as_family(make_task(task) if isinstance(task, str) else task)
-        self.horizon = self.family.task.horizon if horizon is None else positive_integer("horizon", horizon)
+        self.family = find_family(task)
+        variant = self.family.variants[0]
+        self.horizon = variant.horizon if horizon is None else positive_integer("horizon", horizon)
         self.num_members = num_members
-        self.lower_bound = self.family.task.loss_lower_bound
+        self.lower_bounds, self.horizons = np.full(num_members, variant.loss_lower_bound), np.full(num_members, self.horizon)
+        self.num_threads = execution.num_threads
         optimizer, _ = make_optimizer(mdp.optimizer)
-        num_groups = 1
-        self.process = mdp.begin(num_members, num_groups, self.horizon, self.lower_bound)
-        self.population = Population(self.family, num_members, optimizer, signals=self.process.needs, gradients=gradients, dtype=dtype)
-        self.reward = self.process.reward
+        needs = mdp.begin(1, self.horizon, variant.loss_lower_bound).needs
+        self.population = Population(
+            self.family,
+            num_members,
+            optimizer,
+            signals=needs,
+            gradients=execution.gradients,
+            dtype=execution.dtype,
+            compile=execution.compile,
+            device=execution.device,
+        )
+        # On a GPU, or compiled, a decision is one graph; else the process is faster on NumPy's arrays.
+        self._is_fused = execution.compile or self.population.device.type != "cpu"
+        self.process = mdp.begin(1, self.horizon, variant.loss_lower_bound, self.population.device if self._is_fused else None)
+        self._num_reported = 3 + self.process.num_groups  # rows at the end of the table: loss, reward, diverged, rates
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
-        self.first_excess = np.ones(num_members)
-        self.potential = np.zeros(num_members)
-        self.losses = np.zeros(num_members)
-        self.applied_rates = np.zeros((num_members, num_groups))
-        self._subset_split: SplitName = "validation" if self.reward.source == "validation" else "train"
+        self.table = self.process.initial(num_members)
+        self._graph: Any = None
+        self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
         self._subset = self._draw_subset()
+
+    @property
+    def mdp(self) -> MDP:
+        """The decision process, as saved with a controller."""
+        return self.process.mdp
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Minibatch losses at the last observation, ``(N,)``."""
+        losses: np.ndarray = _to_numpy(self.table[-self._num_reported]).copy()
+        return losses
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of one member."""
+        return self.process.observation_space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Of one member."""
+        return self.process.action_space
+
+    def parse_actions(self, actions: Any) -> np.ndarray:
+        """See :meth:`lr_env.mdp.DecisionProcess.parse_actions`."""
+        return self.process.parse_actions(actions, self.num_members)
+
+    def close(self) -> None:
+        """Nothing to be freed."""
 
     def restart(self, members: np.ndarray, seeds: Sequence[int | None]) -> None:
         """Gives members ``(K,)`` new trainings: the first of a seed, or where it is None the next of the member's own.
@@ -85,20 +181,22 @@ class Episodes:
         Their first gradient is taken by :meth:`begin` or in the next :meth:`step`.
         """
         streams = []
-        for member, seed in zip(members, seeds, strict=True):
+        for member, seed in zip(members.tolist(), seeds, strict=True):
             if seed is not None:
                 self.seeds[member] = seed
             self.episode[member] = 0 if seed is not None else self.episode[member] + 1
-            streams.append(Streams.of(self.seeds[member], int(self.episode[member])))
+            streams.append(Streams(self.seeds[member], int(self.episode[member])))
         self.population.restart(members, streams)
-        self.process.restart(members, [stream.noise for stream in streams])
-        self.applied_rates[members] = 10.0 ** self.process.statistics.log_rates[members]
+        noise = [stream.noise for stream in streams] if self.mdp.initial_rate_decades else None
+        self.table[:, members] = self.process.initial(len(members), noise)
 
-    def begin(self, members: np.ndarray) -> None:
+    def begin(self, members: np.ndarray) -> Outcome:
         """Takes the first gradient of restarted members ``(K,)``."""
-        with np.errstate(all="ignore"):  # other members may have diverged
-            self._compute(None if len(members) == self.num_members else members)
+        nobody = np.zeros(self.num_members, bool)
+        with _threads(self.num_threads):
+            outcome = self._compute(np.zeros((self.num_members, 1)), nobody, nobody, members, self._batches_to_reward())
             self._begin_potential(members)
+        return outcome
 
     def step(self, actions: np.ndarray, members: np.ndarray | None = None, restarting: np.ndarray | None = None) -> Outcome:
         """One decision: the chosen rate is applied to the gradient at hand, and for ``steps_per_action − 1`` steps more.
@@ -108,123 +206,253 @@ class Episodes:
             members: Members ``(K,)`` that act; None for all.
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
-        with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
+        with _threads(self.num_threads):
             return self._step(actions, members, restarting)
-
-    def observation(self) -> np.ndarray:
-        """Observations ``(N, F)``, float32; a fresh array."""
-        with np.errstate(all="ignore"):
-            return self.process.observation()
-
-    def _step(self, actions: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
-        rates = self.process.act(actions, members)
-        self.applied_rates[_rows(members)] = rates[_rows(members)]
-        outcome = Outcome(*(np.zeros(self.num_members, kind) for kind in (np.float64, bool, bool, bool)))
-        for _ in range(self.process.mdp.steps_per_action):
-            self._step_once(rates, members, restarting, outcome)
-            restarting = None
-            ended = outcome.terminated | outcome.truncated
-            if ended.any():
-                members = np.flatnonzero(~ended) if members is None else members[~ended[members]]
-                if len(members) == 0:
-                    return outcome
-        if self.reward.source not in ("same_batch", "final"):
-            self._pay(outcome, members)
-        return outcome
-
-    def _step_once(self, rates: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None, outcome: Outcome) -> None:
-        """One SGD step of the acting members; marks those that ended, and pays them."""
-        rows = _rows(members)
-        self.population.update(rates, members)
-        on_same_batch = (self.losses.copy(), self.population.current_batch_losses()) if self.reward.source == "same_batch" else None
-        self.population.advance(members)
-        computed = members if restarting is None or members is None else np.union1d(members, restarting)
-        self._compute(None if computed is None or len(computed) == self.num_members else computed)
-        if restarting is not None:
-            self._begin_potential(restarting)
-        diverged = self.reward.has_diverged(self.losses[rows], self.first_excess[rows], self.lower_bound)
-        outcome.diverged[rows] = diverged
-        if on_same_batch is not None:
-            before, after = on_same_batch
-            outcome.rewards[rows] += self._same_batch_rewards(before[rows], after[rows], diverged, rows)
-        ended = diverged | (self.population.steps[rows] >= self.horizon)
-        if ended.any():
-            ends = np.flatnonzero(ended) if members is None else members[ended]
-            # An end that the controller can see coming is a termination (Pardo et al. 2018), another one a truncation.
-            outcome.terminated[ends] = outcome.diverged[ends] | self.process.observes_progress
-            outcome.truncated[ends] = ~outcome.terminated[ends]
-            if self.reward.source != "same_batch":
-                self._pay(outcome, ends, at_end=True)
 
     def evaluate(self, split: SplitName) -> Evaluation:
         """Mean loss and metric of all members over a whole split, in evaluation mode."""
-        return self.population.evaluate(split)
+        with _threads(self.num_threads):
+            return self.population.evaluate(split)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Everything that determines the future of members ``(K,)``."""
         return {
             "population": self.population.get_state(members),
-            "statistics": self.process.statistics.get_state(members),
+            "table": self.table[:, members],
             "seeds": [self.seeds[member] for member in members],
-            **{name: getattr(self, name)[members] for name in ("episode", "first_excess", "potential", "losses", "applied_rates")},
+            "episode": self.episode[members],
         }
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         self.population.set_state(state["population"], members)
-        self.process.statistics.set_state(state["statistics"], members)
+        self.table[:, members] = state["table"]
         for member, seed in zip(members, state["seeds"], strict=True):
             self.seeds[member] = seed
-        for name in ("episode", "first_excess", "potential", "losses", "applied_rates"):
-            getattr(self, name)[members] = state[name]
+        self.episode[members] = state["episode"]
 
-    def _compute(self, members: np.ndarray | None) -> None:
-        signals = self.population.compute_gradients(members)
-        self.losses[_rows(members)] = signals.values[0, _rows(members)]
-        self.process.observe(signals, members)
+    def _step(self, actions: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
+        running = np.ones(self.num_members, bool) if members is None else _mask(members, self.num_members)
+        outcome = self._step_once(actions, running, running, restarting)
+        for _ in range(self.mdp.steps_per_action - 1):
+            running = running & ~outcome.ended
+            if not running.any():
+                break
+            nobody = np.zeros(self.num_members, bool)
+            before, outcome = outcome, self._step_once(actions, nobody, running, None)
+            outcome.rewards = before.rewards + outcome.rewards
+            for name in ("terminated", "truncated", "diverged"):
+                setattr(outcome, name, getattr(before, name) | getattr(outcome, name))
+        if self.process.reward.source in ("reference", "validation"):
+            self._pay_due(outcome, running & ~outcome.ended)
+        return outcome
+
+    def _step_once(self, actions: np.ndarray, deciding: np.ndarray, running: np.ndarray, restarting: np.ndarray | None) -> Outcome:
+        """One SGD step of the running members; pays and marks those that end."""
+        if running.all():
+            members = computed = None
+        else:
+            members = np.flatnonzero(running)
+            computed = members if restarting is None else np.union1d(members, restarting)
+        previous = self._batches_to_reward()
+        self.population.move_on(members)
+        outcome = self._compute(actions, deciding, running, computed, previous)
+        if restarting is not None:
+            self._begin_potential(restarting)
+        ended = outcome.diverged | (running & (outcome.steps >= self.horizon))
+        if ended.any():
+            # An end that the controller can see coming is a termination (Pardo et al. 2018), another one a truncation.
+            outcome.terminated = outcome.diverged | (ended & self.process.observes_progress)
+            outcome.truncated = ended & ~outcome.terminated
+            survived = ended & ~outcome.diverged
+            if self.process.reward.source != "same_batch" and survived.any():
+                self._pay(outcome, survived)
+        return outcome
+
+    def _batches_to_reward(self) -> tuple[Tensor | None, Tensor | None]:
+        """The batches of the gradients at hand, where they are rewarded."""
+        return self.population.batches.current() if self.process.reward.source == "same_batch" else (None, None)
+
+    def _compute(
+        self,
+        actions: np.ndarray,
+        deciding: np.ndarray,
+        running: np.ndarray,
+        computed: np.ndarray | None,
+        previous: tuple[Tensor | None, Tensor | None],
+    ) -> Outcome:
+        """One pass; only members ``computed (K,)``, or all, are changed by it."""
+        if computed is not None and len(computed) == self.num_members:
+            computed = None
+        before = self.table
+        with self.population.others_kept(computed):
+            arguments = self._to_table(actions.T), self._to_table(deciding[None]), self._to_table(running[None])
+            observations = self._pass_fused(*arguments, *previous) if self._is_fused else self._pass(*arguments, *previous)
+        if computed is not None:
+            others = ~_mask(computed, self.num_members)
+            kept = self._to_table(others)
+            self.table[:, kept] = before[:, kept]
+            observations = self.process.observation(self.table)
+        losses, rewards, diverged, *rates = _to_numpy(self.table)[-self._num_reported :].copy()
+        if computed is not None:
+            rewards[others] = diverged[others] = 0
+        nobody = np.zeros(self.num_members, bool)
+        reported = rewards, nobody, nobody, diverged > 0, losses, np.array(rates).T
+        return Outcome(_to_numpy(observations), *reported, self.population.steps.copy())
+
+    def _pass(
+        self, actions: np.ndarray, deciding: np.ndarray, running: np.ndarray, inputs: Tensor | None, targets: Tensor | None
+    ) -> np.ndarray:
+        """The process on NumPy's arrays around the population's graph; observations ``(N, F)``."""
+        population = self.population
+        with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
+            after = None if inputs is None or targets is None else partial(population.losses_on, inputs, targets)
+            self.table, observations = self._decide(self.table, actions, deciding, running, population.train, after)
+        result: np.ndarray = observations
+        return result
+
+    def _pass_fused(self, actions: Tensor, deciding: Tensor, running: Tensor, inputs: Tensor | None, targets: Tensor | None) -> Tensor:
+        """Process and population in one graph; observations ``(N, F)``."""
+        population = self.population
+        decision = self.table, actions, deciding, running, inputs, targets
+        arguments = (population.state, population.steps_tensor(), *decision, *population.batch())
+        if self._graph is None:
+            self._graph = population.fused(self._decide_fused, arguments)
+        population.state, self.table, observations = self._graph(*arguments)
+        result: Tensor = observations
+        return result
+
+    def _decide_fused(
+        self,
+        state: State,
+        steps: Tensor,
+        table: Tensor,
+        actions: Tensor,
+        deciding: Tensor,
+        running: Tensor,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+        *batch: Tensor | None,
+    ) -> tuple[State, Tensor, Tensor]:
+        following: State = {}
+
+        def train(rates: Tensor) -> Tensor:
+            next_state, signals = self.population.transition(state, steps, rates, *batch)
+            following.update(next_state)
+            return signals
+
+        def losses_after() -> Tensor:
+            assert inputs is not None and targets is not None
+            return self.population.losses_after(following["parameters"], state, inputs, targets)
+
+        table, observations = self._decide(table, actions, deciding, running, train, None if inputs is None else losses_after)
+        return following, table, observations
+
+    def _decide(
+        self,
+        table: Array,
+        actions: Array,
+        deciding: Array,
+        running: Array,
+        train: Callable[[Array], Array],
+        losses_after: Callable[[], Array] | None,
+    ) -> tuple[Array, Array]:
+        """Action, SGD step, statistics, reward and observation.
+
+        Args:
+            table: Of the process, ``(rows, N)``.
+            actions: ``(G, N)``.
+            deciding: Whose action is taken, booleans ``(1, N)``; the others keep their rates.
+            running: Who takes a step, booleans ``(1, N)``; the others get their first gradient.
+            train: Makes the SGD step with rates ``(N, G)`` and returns its signals ``(R, N)``.
+            losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
+
+        Returns:
+            The next table and observations ``(N, F)``.
+        """
+        process, library = self.process, namespace(table)
+        record = process.act(process.unpacked(table), actions, deciding)
+        signals = train(library.where(running, record["rates"], 0.0).T)
+        record = process.observe(record, signals)
+        diverged = running & process.has_diverged(record)
+        if losses_after is not None:
+            reward = process.pay(record, library.where(diverged, math.inf, losses_after()[None]), running)["reward"]
+            record = process.pay(record, record["loss"], running) | {"reward": reward}
+        else:
+            # Of the other sources, only "next_batch" takes its potential from minibatches; but all pay for a divergence at once.
+            record = process.pay(record, record["loss"], running if process.reward.source == "next_batch" else diverged)
+        table = process.packed(record | {"diverged": library.where(diverged, 1.0, 0 * record["age"])})
+        return table, process.observation(table)
+
+    def _to_table(self, values: np.ndarray) -> Array:
+        """Values in the form that the table has."""
+        return torch.from_numpy(values).to(self.population.device) if self._is_fused else values
 
     def _begin_potential(self, members: np.ndarray) -> None:
-        losses = self.losses if self.reward.source == "same_batch" else self._subset_losses()
-        self.first_excess[members] = np.fmax(losses[members] - self.lower_bound, TINY)
-        self.potential[members] = self.reward.potential(losses[members], self.first_excess[members], self.lower_bound)
+        losses = self.losses if self.process.reward.source == "same_batch" else self._subset_losses()
+        with np.errstate(all="ignore"):
+            record = self.process.begin_potential(self.process.unpacked(self.table[:, members]), self._to_table(losses[None, members]))
+        self.table[:, members] = self.process.packed(record)
+
+    def _pay_due(self, outcome: Outcome, running: np.ndarray) -> None:
+        """Pays the running members for whom an evaluation is due since the last decision."""
+        interval, steps = self.process.reward.interval, outcome.steps
+        due = running & (steps // interval > (steps - self.mdp.steps_per_action) // interval)
+        if due.any():
+            self._pay(outcome, due)
+
+    def _pay(self, outcome: Outcome, paid: np.ndarray) -> None:
+        """Pays some the reduction of their potential on the subset since it was last taken."""
+        losses, payees = self._to_table(self._subset_losses()[None]), self._to_table(paid[None])
+        with np.errstate(all="ignore"):
+            record = self.process.pay(self.process.unpacked(self.table), losses, payees)
+        self.table = self.process.packed(record)
+        outcome.rewards = outcome.rewards + _to_numpy(record["reward"])[0]
 
     def _subset_losses(self) -> np.ndarray:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
-    def _same_batch_rewards(self, before: np.ndarray, after: np.ndarray, diverged: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        after = np.where(diverged, np.inf, after)  # the worst potential
-        first_excess = self.first_excess[rows]
-        reduction: np.ndarray = self.reward.potential(before, first_excess, self.lower_bound) - self.reward.potential(
-            after, first_excess, self.lower_bound
-        )
-        return reduction
-
-    def _pay(self, outcome: Outcome, members: np.ndarray | None, at_end: bool = False) -> None:
-        """Pays members ``(K,)``, or all, the reduction of their potential since it was last taken."""
-        diverged = outcome.diverged
-        if (self.reward.source == "next_batch" and not at_end) or (at_end and diverged[members].all()):
-            losses = self.losses
-        else:
-            if not at_end and self.reward.interval > 1:
-                steps = self.population.steps[_rows(members)]
-                is_due = steps // self.reward.interval > (steps - self.process.mdp.steps_per_action) // self.reward.interval
-                members = np.arange(self.num_members)[_rows(members)][is_due]
-                if len(members) == 0:
-                    return
-            losses = self._subset_losses()
-        rows = _rows(members)
-        losses = np.where(diverged[rows], np.inf, losses[rows]) if at_end else losses[rows]
-        potential = self.reward.potential(losses, self.first_excess[rows], self.lower_bound)
-        outcome.rewards[rows] = self.potential[rows] - potential
-        self.potential[rows] = potential
-
     def _draw_subset(self) -> np.ndarray:
-        size = len(self.family.task.data.split(self._subset_split))
-        if self.reward.subset_size >= size:
+        size = len(self.family.variants[0].data.split(self._subset_split))
+        if self.process.reward.subset_size >= size:
             return np.arange(size)
-        return np.sort(np.random.default_rng(SUBSET_SEED).choice(size, self.reward.subset_size, replace=False))
+        return np.sort(np.random.default_rng(SUBSET_SEED).choice(size, self.process.reward.subset_size, replace=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_graph": None}  # a graph: built anew
 
 
-def _rows(members: np.ndarray | None) -> np.ndarray | slice:
-    """An index of members ``(K,)``, or of all without a copy."""
-    return slice(None) if members is None else members
+def find_family(task: str | Task | TaskFamily) -> TaskFamily:
+    """The family of a registered name or a task.
+
+    Raises:
+        TypeError: If the task is none.
+        ValueError: If the name is unknown.
+    """
+    if not isinstance(task, (str, Task, TaskFamily)):
+        raise TypeError(
+            f"task must be a registered name, a Task or a TaskFamily, but {type(task).__name__} was given. "
+            "Task.from_tensors(name, model, inputs, targets) makes a Task of a module and its data."
+        )
+    return as_family(make_task(task) if isinstance(task, str) else task)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of PyTorch inside; costs less than a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _to_numpy(values: Array) -> Any:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def _mask(members: np.ndarray, num_members: int) -> np.ndarray:
+    mask = np.zeros(num_members, bool)
+    mask[members] = True
+    return mask

@@ -56,26 +56,48 @@ def check_seed(seed: object) -> int:
 
 @dataclass(frozen=True)
 class Streams:
-    """The independent random streams of one episode of one training.
+    """The independent random streams of one episode of one training, each made where it is used.
 
     Attributes:
-        weights: Initial weights, and layers that draw while they train (dropout).
-        order: Order of the data, or fresh samples.
-        family: Draws of the task family, such as the input scale.
-        noise: Draws of the MDP, such as the initial rate.
-        exploration: Left to the controller.
+        seed: What the user gave.
+        episode: Number of the episode since ``reset(seed=seed)``, from 0.
     """
 
-    weights: np.random.SeedSequence
-    order: np.random.SeedSequence
-    family: np.random.SeedSequence
-    noise: np.random.SeedSequence
-    exploration: np.random.SeedSequence
+    seed: int
+    episode: int = 0
 
-    @classmethod
-    def of(cls, seed: int, episode: int = 0) -> Streams:
-        """The streams of the ``episode``-th episode (from 0) after ``reset(seed=seed)``."""
-        return cls(*(np.random.SeedSequence(seed, spawn_key=(episode, stream)) for stream in range(5)))
+    @property
+    def weights(self) -> np.random.SeedSequence:
+        """Initial weights, and layers that draw while they train (dropout)."""
+        return self._stream(0)
+
+    @property
+    def order(self) -> np.random.SeedSequence:
+        """Order of the data, or fresh samples."""
+        return self._stream(1)
+
+    @property
+    def family(self) -> np.random.SeedSequence:
+        """Draws of the task family, such as the input scale."""
+        return self._stream(2)
+
+    @property
+    def noise(self) -> np.random.SeedSequence:
+        """Draws of the MDP, such as the initial rate."""
+        return self._stream(3)
+
+    @property
+    def exploration(self) -> np.random.SeedSequence:
+        """Left to the controller."""
+        return self._stream(4)
+
+    def _stream(self, number: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.seed, spawn_key=(self.episode, number))
+
+
+def torch_generator(seed: np.random.SeedSequence) -> torch.Generator:
+    """A generator of PyTorch (CPU) with this seed."""
+    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
 
 
 @contextmanager

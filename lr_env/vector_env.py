@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lr_env.checks import positive_integer, unknown_name
-from lr_env.episodes import Episodes, Outcome
+from lr_env.episodes import Execution, Outcome
+from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
 from lr_env.rendering import render_training
 from lr_env.seeding import check_seed
@@ -33,6 +34,9 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         autoreset_mode: ``"NextStep"`` (Gymnasium's default: the step after an end resets, ignoring its action), ``"SameStep"`` (the step
             that ends resets; ``info["final_obs"]`` and ``info["final_info"]`` hold the end) or ``"Disabled"`` (pass
             ``reset(options={"reset_mask": mask})``); or a ``gymnasium.vector.AutoresetMode``.
+        variant: Of a family with variants, the variant of all members; None for variant i mod ``num_variants`` of member i.
+        num_processes: Processes over which members are spread, each with ``num_threads``: as many as there are free cores. As for
+            every use of ``multiprocessing``, a script that starts them by "spawn" needs ``if __name__ == "__main__":``.
 
     Raises:
         ValueError: As the single environment; ``max_episode_steps`` is refused, use ``horizon``.
@@ -53,8 +57,13 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         lr_max: float | None = None,
         initial_rate: float | None = None,
         initial_rate_decades: float = 0.0,
+        variant: int | None = None,
         gradients: Engine = "auto",
         dtype: str = "float32",
+        compile: bool = False,  # noqa: A002  (torch's word)
+        device: str = "cpu",
+        num_threads: int = 1,
+        num_processes: int = 1,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         **unknown: Any,
@@ -67,9 +76,9 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20, "autoreset_mode": self.autoreset_mode}
-        self.episodes = Episodes(task, self.num_envs, mdp, horizon, gradients, dtype)
-        self.single_observation_space = self.episodes.process.observation_space
-        self.single_action_space = self.episodes.process.action_space
+        execution = Execution(gradients, dtype, compile, device, num_threads)
+        self.episodes = make_episodes(task, self.num_envs, mdp, horizon, execution, variant, num_processes)
+        self.single_observation_space, self.single_action_space = self.episodes.observation_space, self.episodes.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._is_new = True
@@ -79,7 +88,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     @property
     def mdp(self) -> MDP:
         """The decision process, as saved with a controller."""
-        return self.episodes.process.mdp
+        return self.episodes.mdp
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts trainings.
@@ -104,12 +113,12 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             if len(members) < self.num_envs:
                 raise ResetNeeded("The first reset() must reset all members: call it without a reset_mask.")
         self.episodes.restart(members, [seeds[member] for member in members])
-        self.episodes.begin(members)
+        outcome = self.episodes.begin(members)
         self._is_new = False
         self._ended[members] = False
         for member in members:
             self._histories[member] = []
-        return self.episodes.observation(), self._info(members, np.zeros(self.num_envs, bool))
+        return outcome.observations, self._info(members, outcome)
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision of every member.
@@ -121,18 +130,17 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """
         if self._is_new:
             raise ResetNeeded("Call reset() before step().")
-        parsed = self.episodes.process.parse_actions(actions)
-        everyone = np.arange(self.num_envs)
+        parsed = self.episodes.parse_actions(actions)
         if not self._ended.any():
             outcome = self.episodes.step(parsed)
         elif self.autoreset_mode == AutoresetMode.NEXT_STEP:
             outcome = self._step_with_resets(parsed, np.flatnonzero(~self._ended), np.flatnonzero(self._ended))
         else:
             raise ResetNeeded(f"Members {np.flatnonzero(self._ended).tolist()} have ended: call reset(options={{'reset_mask': mask}}) before step().")
-        self._ended = outcome.terminated | outcome.truncated
-        observations, info = self.episodes.observation(), self._info(everyone, outcome.diverged)
+        self._ended = outcome.ended
+        observations, info = outcome.observations, self._info(None, outcome)
         if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
-            observations, info = self._reset_in_same_step(observations, info, outcome)
+            observations, info = self._reset_in_same_step(observations, info)
         return observations, outcome.rewards, outcome.terminated, outcome.truncated, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -143,10 +151,14 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         if self._is_new:
             raise ResetNeeded("Call reset() before render().")
         frames = []
-        for history in self._histories:
+        for history, horizon in zip(self._histories, self.episodes.horizons.tolist(), strict=True):
             losses, rates = (np.array(values) for values in zip(*history, strict=True))
-            frames.append(render_training(losses, rates, self.episodes.horizon, self.mdp.steps_per_action))
+            frames.append(render_training(losses, rates, horizon, self.mdp.steps_per_action))
         return tuple(frames)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends other processes; called by ``close``."""
+        self.episodes.close()
 
     def evaluate(self, split: SplitName) -> Evaluation:
         """Mean loss ``(N,)`` and metric ``(N,)`` of the present weights over a split."""
@@ -186,11 +198,10 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         for member in resetting:
             self._histories[member] = []
         if len(acting) == 0:
-            self.episodes.begin(resetting)
-            return Outcome(*(np.zeros(self.num_envs, kind) for kind in (np.float64, bool, bool, bool)))
+            return self.episodes.begin(resetting)
         return self.episodes.step(actions, acting, resetting)
 
-    def _reset_in_same_step(self, observations: np.ndarray, info: dict[str, Any], outcome: Outcome) -> tuple[np.ndarray, dict[str, Any]]:
+    def _reset_in_same_step(self, observations: np.ndarray, info: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         ended = np.flatnonzero(self._ended)
         final_observations = np.full(self.num_envs, None, dtype=object)
         for member in ended:
@@ -199,26 +210,29 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         for name, values in info.items():
             final_info[name] = np.where(self._ended, values, np.zeros_like(values))
         self.episodes.restart(ended, [None] * len(ended))
-        self.episodes.begin(ended)
         for member in ended:
             self._histories[member] = []
-        info = self._info(np.arange(self.num_envs), np.zeros(self.num_envs, bool), recorded=ended)
+        outcome = self.episodes.begin(ended)
+        info = self._info(None, outcome, recorded=ended)
         info |= {"final_obs": final_observations, "_final_obs": self._ended.copy(), "final_info": final_info, "_final_info": self._ended.copy()}
         self._ended = np.zeros(self.num_envs, bool)
-        return self.episodes.observation(), info
+        return outcome.observations, info
 
-    def _info(self, members: np.ndarray, diverged: np.ndarray, recorded: np.ndarray | None = None) -> dict[str, Any]:
-        losses, rates = self.episodes.losses, self.episodes.applied_rates[:, 0]
+    def _info(self, members: np.ndarray | None, outcome: Outcome, recorded: np.ndarray | None = None) -> dict[str, Any]:
+        """The information of members ``(K,)``, or all; ``recorded`` are those whose history goes on, if not all of these."""
+        losses, rates = outcome.losses, outcome.rates[:, 0]
         if self.render_mode is not None:
-            for member in members if recorded is None else recorded:
+            everyone = np.arange(self.num_envs) if members is None else members
+            for member in everyone if recorded is None else recorded:
                 self._histories[member].append((float(losses[member]), float(rates[member])))
-        mask = np.zeros(self.num_envs, bool)
-        mask[members] = True
-        values = {"loss": losses, "learning_rate": rates, "step": self.episodes.population.steps, "diverged": diverged}
+        values = {"loss": losses, "learning_rate": rates.copy(), "step": outcome.steps, "diverged": outcome.diverged}
         info: dict[str, Any] = {}
         for name, value in values.items():
-            info[name] = np.where(mask, value, np.zeros_like(value))
-            info[f"_{name}"] = mask.copy()
+            if members is None:
+                info[name], info[f"_{name}"] = value, np.ones(self.num_envs, bool)
+            else:
+                mask = np.isin(np.arange(self.num_envs), members)
+                info[name], info[f"_{name}"] = np.where(mask, value, np.zeros_like(value)), mask
         return info
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

@@ -36,7 +36,7 @@ def train(task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd",
     """The loop that anybody would write with ``torch.optim``."""
     batches = task.batches(seed)
     with preserved_global_generators():
-        seed_global_generators(Streams.of(seed).weights)
+        seed_global_generators(Streams(seed).weights)
         history = Training(task.initialise().to(dtype))
         model = history.model
         stepper = TORCH_OPTIMIZERS[optimizer](model.parameters())

@@ -84,18 +84,14 @@ def assert_same_bits(first: Rollout, second: Rollout) -> None:
 def start(task: Task, seeds: Sequence[int], optimizer: str = "sgd", **options: Any) -> Population:
     """A population whose members have just been given these seeds."""
     population = Population(task, len(seeds), make_optimizer(optimizer)[0], **{"dtype": "float64", **options})
-    population.restart(np.arange(len(seeds)), [Streams.of(seed) for seed in seeds])
+    population.restart(np.arange(len(seeds)), [Streams(seed) for seed in seeds])
     return population
 
 
 def advance(population: Population, rates: np.ndarray) -> np.ndarray:
     """Takes the steps of rates ``(T, N)``; losses ``(T + 1, N)``."""
-    losses = [population.compute_gradients().values[0]]
-    for row in rates:
-        population.update(row[:, None])
-        population.advance()
-        losses.append(population.compute_gradients().values[0])
-    return np.array(losses)
+    losses = [population.begin()[0]] if (population.steps == 0).all() else [population.train(np.zeros((rates.shape[1], 1)))[0]]
+    return np.array([*losses, *(population.step(row[:, None])[0] for row in rates)])
 
 
 def fingerprint(task: str, optimizer: str, num_envs: int) -> str:

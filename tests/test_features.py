@@ -10,10 +10,8 @@ import pytest
 
 from lr_env import LearningRateEnv
 from lr_env.mdp import FEATURE_SETS, FEATURES, MDP, resolve_features
-from lr_env.mdp.features import Observer
-from lr_env.mdp.statistics import Statistics
 from lr_env.tasks import LOSSES
-from lr_env.training import OPTIMIZERS, Signals, signal_rows
+from lr_env.training import OPTIMIZERS, signal_rows
 from tests.reference import features, train
 from tests.rollouts import roll_out, tiny_task
 
@@ -124,40 +122,55 @@ def test_the_specification_names_every_feature_with_its_formula() -> None:
 
 
 def test_only_needed_signals_are_asked_for() -> None:
-    assert MDP(features=["log_loss"]).begin(1, 1, 10, 0.0).needs == frozenset()
-    assert MDP(features=["log_loss"], action="residual").begin(1, 1, 10, 0.0).needs == {"gradient_dot_direction"}
+    assert MDP(features=["log_loss"]).begin(1, 10, 0.0).needs == frozenset()
+    assert MDP(features=["log_loss"], action="residual").begin(1, 10, 0.0).needs == {"gradient_dot_direction"}
 
 
-def random_signals(generator: np.random.Generator, rows: int, members: int) -> Signals:
-    return Signals(generator.random((rows, members)) + 0.5)
+def process(device: torch.device | None = None) -> tuple[DecisionProcess, int]:
+    """All features at work, and the number of signals."""
+    made = MDP(features=list(FEATURES), action="residual").begin(1, 50, 0.0, device)
+    return made, len(signal_rows(made.needs))
 
 
-def test_statistics_of_a_restarted_member_begin_anew() -> None:
-    needs = frozenset().union(*(feature.needs for feature in FEATURES.values()))
-    generator, rows = np.random.default_rng(0), len(signal_rows(needs))
-    statistics, fresh = Statistics(needs, 2, 1, 50, 0.0), Statistics(needs, 1, 1, 50, 0.0)
+def observe(made: DecisionProcess, table: Any, signals: Any) -> Any:
+    return made.packed(made.observe(made.unpacked(table), signals))
+
+
+def test_a_restarted_member_begins_anew() -> None:
+    generator, (made, rows) = np.random.default_rng(0), process()
+    table, fresh = made.initial(2), made.initial(1)
     for _ in range(5):
-        statistics.update(random_signals(generator, rows, 2), slice(None))
-    statistics.restart(np.array([1]))
-    for _ in range(4):
-        signals = random_signals(generator, rows, 2)
-        statistics.update(signals, slice(None))
-        fresh.update(Signals(signals.values[:, 1:]), slice(None))
-    assert statistics.age.tolist() == [8, 3]
-    for name, feature in FEATURES.items():
-        assert Observer([feature], statistics)()[1] == Observer([feature], fresh)()[0], name
+        table = observe(made, table, generator.random((rows, 2)) + 0.5)
+    table[:, 1:] = made.initial(1)
+    for step in range(4):
+        signals = generator.random((rows, 2)) + 0.5
+        if step == 0:
+            signals[signal_rows(made.needs).index("gradient_dot_previous"), 1] = 0.0  # a population has no previous gradient then
+        table, fresh = observe(made, table, signals), observe(made, fresh, signals[:, 1:])
+    assert made.unpacked(table)["age"].tolist() == [[8, 3]]
+    np.testing.assert_array_equal(made.observation(table)[1], made.observation(fresh)[0])
 
 
-def test_statistics_can_be_put_back_and_copied() -> None:
-    needs = frozenset().union(*(feature.needs for feature in FEATURES.values()))
-    generator, rows = np.random.default_rng(0), len(signal_rows(needs))
-    statistics = Statistics(needs, 3, 1, 50, 0.0)
-    for _ in range(5):
-        statistics.update(random_signals(generator, rows, 3), slice(None))
-    before = {name: Observer([feature], statistics)() for name, feature in FEATURES.items()}
-    state = statistics.get_state(np.array([2, 2]))
-    statistics.update(random_signals(generator, rows, 3), slice(None))
-    statistics.set_state(state, np.array([0, 2]))
-    for name, feature in FEATURES.items():
-        values = Observer([feature], statistics)()
-        assert values[0] == values[2] == before[name][2], name
+@pytest.mark.parametrize("action", ["relative", "absolute", "residual", {"kind": "residual", "base": "cosine"}, {"kind": "residual", "base": "step"}, "rate"])
+@pytest.mark.parametrize("reward", ["loss", {"kind": "log_loss", "loss_floor": 0.01}])
+def test_numpy_and_pytorch_run_the_same_process(action: Any, reward: Any) -> None:
+    mdp, generator = MDP(features=list(FEATURES), action=action, reward=reward), np.random.default_rng(0)
+    results = []
+    for device in (None, torch.device("cpu")):
+        made, generator = mdp.begin(1, 50, -0.5, device), np.random.default_rng(0)
+        table, observations = made.initial(3), []
+        for step in range(6):
+            signals = generator.random((len(signal_rows(made.needs)), 3)) + 0.5
+            signals[0, 2] = np.nan if step == 4 else 1e9 if step == 5 else signals[0, 2]
+            inputs = [generator.random((1, 3)), generator.random((1, 3)) < 0.7, signals]
+            actions, deciding, signals = [values if device is None else torch.from_numpy(values) for values in inputs]
+            with np.errstate(all="ignore"):
+                record = made.observe(made.act(made.unpacked(table), actions, deciding), signals)
+                if step == 0:
+                    record = made.begin_potential(record, record["loss"])
+                record = made.pay(record, record["loss"], deciding)
+                table = made.packed(record)
+            observations += [np.asarray(made.observation(table)), np.asarray(table), np.asarray(made.has_diverged(record))]
+        results.append(observations)
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-14)

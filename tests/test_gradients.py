@@ -124,10 +124,10 @@ def test_the_right_engine_is_chosen(name: str) -> None:
     model, expected = MODELS[name]
     population = start(tiny_task(model), [0, 1])
     assert population.engine == "auto"
-    population.compute_gradients()
+    population.begin()
     assert population.engine == expected
     alone = start(tiny_task(model), [0])
-    alone.compute_gradients()
+    alone.begin()
     assert alone.engine == "looped"
 
 
@@ -164,7 +164,7 @@ def test_batched_and_looped_agree(name: str, dtype: str, tolerance: float) -> No
 def test_batched_where_it_cannot_work_says_why(name: str, reason: str) -> None:
     population = start(tiny_task(MODELS[name][0]), [0, 1], gradients="batched")
     with pytest.raises(ValueError, match="gradients=\"batched\" does not work for task 'tiny'") as error:
-        population.compute_gradients()
+        population.begin()
     assert reason in str(error.value) and 'Use "auto" or "looped".' in str(error.value)
 
 
@@ -181,7 +181,7 @@ def test_dropout_draws_from_each_member_s_own_stream() -> None:
 def test_dropout_is_off_in_an_evaluation() -> None:
     task = tiny_task(dropout)
     population = start(task, [0, 1])
-    population.compute_gradients()
+    population.begin()
     first, second = population.evaluate("train"), population.evaluate("train")
     np.testing.assert_array_equal(first.losses, second.losses)
 
@@ -189,7 +189,7 @@ def test_dropout_is_off_in_an_evaluation() -> None:
 @pytest.mark.parametrize("engine", ["batched", "looped"])
 def test_a_step_does_not_change_what_a_reader_kept(engine: str) -> None:
     population = start(tiny_task(), [0, 1], "momentum", gradients=engine)
-    population.compute_gradients()
+    population.begin()
     kept, copied = (population.gradients, population.directions), (population.gradients.clone(), population.directions.clone())
     advance(population, np.full((3, 2), 0.1))
     assert all(torch.equal(a, b) for a, b in zip(kept, copied, strict=True))
@@ -198,7 +198,7 @@ def test_a_step_does_not_change_what_a_reader_kept(engine: str) -> None:
 def test_the_first_gradient_is_the_gradient_of_the_mean_loss() -> None:
     task = tiny_task()
     population = start(task, [0])
-    population.compute_gradients()
+    population.begin()
     model = task.initial_model(0).double()
     inputs, targets = next(task.batches(0))
     F.cross_entropy(model(inputs.double()), targets).backward()

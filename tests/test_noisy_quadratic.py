@@ -42,7 +42,7 @@ def test_the_environment_shows_the_noise_free_loss() -> None:
 
 def test_gradients_are_noisy_with_the_given_variances() -> None:
     population = start(QUADRATIC.task(), range(4096))
-    population.compute_gradients()
+    population.begin()
     gradients = population.gradients.numpy()
     mean = np.array(QUADRATIC.curvatures) * QUADRATIC.initial_weights
     deviation = np.sqrt(QUADRATIC.noise_variances)
@@ -58,7 +58,7 @@ def test_samples_are_fresh_beyond_those_drawn_at_once() -> None:
     population = start(task, [0])
     for expected in drawn:
         np.testing.assert_array_equal(population.batches.current()[0][0].numpy(), expected)
-        population.advance()
+        population.move_on()
 
 
 def test_greedy_rates_minimise_each_single_step() -> None:

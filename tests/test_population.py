@@ -58,7 +58,8 @@ def test_signals_equal_their_definitions(optimizer: str, num_members: int) -> No
     rows = signal_rows(ALL_SIGNALS)
     plain = [train(task, seed, [0.05] * 10, optimizer) for seed in range(num_members)]
     for t in range(11):
-        values = dict(zip(rows, population.compute_gradients().values, strict=True))
+        signals = population.begin() if t == 0 else population.step(np.full((num_members, 1), 0.05))
+        values = dict(zip(rows, signals, strict=True))
         for member, history in enumerate(plain):
             g, u, w = history.gradients[t], directions(history.gradients[: t + 1], optimizer)[t], history.weights[t]
             before = history.gradients[t - 1] if t else np.zeros_like(g)
@@ -72,8 +73,6 @@ def test_signals_equal_their_definitions(optimizer: str, num_members: int) -> No
             }
             for name, value in expected.items():
                 assert values[name][member] == pytest.approx(value, rel=1e-8, abs=1e-12), name
-        population.update(np.full((num_members, 1), 0.05))
-        population.advance()
 
 
 @pytest.mark.parametrize("model", [None, batch_norm, dropout])
@@ -97,10 +96,9 @@ def test_a_ruined_member_restarts_clean() -> None:
     population = start(task, [0, 1], "momentum")
     advance(population, np.array([[RUINOUS_RATE * 1e200, 0.1], [0.1, 0.1]]))
     assert torch.isnan(population.directions[0]).any()
-    population.restart(np.array([0]), [Streams.of(3)])
-    population.update(np.full((2, 1), 0.1), np.array([1]))  # the other takes a step before the first gradient of the new training
-    population.advance(np.array([1]))
-    assert population.compute_gradients().values[0, 0] == pytest.approx(train(task, 3, [], "momentum").losses[0], rel=1e-9)
+    population.restart(np.array([0]), [Streams(3)])
+    population.step(np.full((2, 1), 0.1), np.array([1]))  # the other takes a step before the first gradient of the new training
+    assert population.begin(np.array([0]))[0, 0] == pytest.approx(train(task, 3, [], "momentum").losses[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -111,18 +109,14 @@ def test_members_that_pause_are_not_changed(optimizer: str, model: object) -> No
     advance(population, np.full((3, 3), 0.1)), advance(other, np.full((3, 3), 0.1))
     active = np.array([0, 2])
     for _ in range(4):
-        population.update(np.full((3, 1), 0.1), active)
-        population.advance(active)
-        population.compute_gradients(active)
+        population.step(np.full((3, 1), 0.1), active)
     paused = other.get_state(np.array([1]))
     for _ in range(4):
-        other.update(np.full((3, 1), 0.1))
-        other.advance()
-        other.compute_gradients()
+        other.step(np.full((3, 1), 0.1))
     state, expected = population.get_state(np.array([1])), paused
     for name, tensor in expected["tensors"].items():
         assert torch.equal(state["tensors"][name], tensor), name
-    assert torch.equal(state["generators"], expected["generators"])
+    assert torch.equal(torch.stack(state["generators"]), torch.stack(expected["generators"]))
     np.testing.assert_array_equal(state["steps"], expected["steps"])
     # The active ones moved on as if all had.
     torch.testing.assert_close(population.parameters[active], other.parameters[active], rtol=0, atol=0)
@@ -163,7 +157,7 @@ def test_evaluation_of_a_subset_and_in_evaluation_mode() -> None:
 
 def test_large_evaluations_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     population = start(tiny_task(), [0, 1, 2])
-    population.compute_gradients()
+    population.begin()
     whole = population.evaluate("train").losses
     monkeypatch.setattr("lr_env.training.population.EXAMPLES_PER_PASS", 90)  # 30 examples at once
     np.testing.assert_allclose(population.evaluate("train").losses, whole, rtol=1e-13)
@@ -181,16 +175,17 @@ def test_evaluation_before_the_first_gradient() -> None:
 def test_losses_on_the_current_batch_are_those_of_the_present_weights(model: object) -> None:
     task = tiny_task() if model is None else tiny_task(model)
     population = start(task, [0, 1])
-    losses = population.compute_gradients().values[0]
+    losses = population.begin()[0]
+    batch = population.batches.current()
     if model is not dropout:
-        np.testing.assert_allclose(population.current_batch_losses(), losses, rtol=1e-12)
+        np.testing.assert_allclose(population.losses_on(*batch), losses, rtol=1e-12)
+    population.step(np.full((2, 1), 0.1))
     buffers = {name: buffer.clone() for name, buffer in population.buffers.items()}
-    population.update(np.full((2, 1), 0.1))
-    after = population.current_batch_losses()
+    after = population.losses_on(*batch)
     if model is not dropout:
         assert (after < losses).all()
     torch.rand(1)  # models that draw do so from their members' own generators
-    np.testing.assert_array_equal(population.current_batch_losses(), after)
+    np.testing.assert_array_equal(population.losses_on(*batch), after)
     assert all(torch.equal(buffers[name], buffer) for name, buffer in population.buffers.items())
 
 
@@ -232,7 +227,7 @@ def test_parameters_begin_as_the_model_initialises_them() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_members": 0}, "at least 1 member, but 0 was given"),
+        ({"num_members": 0}, "num_members must be an integer >= 1, but 0 was given"),
         ({"dtype": "float16"}, "Unknown dtype 'float16'. Did you mean"),
         ({"gradients": "batch"}, "Unknown gradients 'batch'. Did you mean 'batched'"),
     ],

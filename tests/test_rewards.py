@@ -101,7 +101,7 @@ def test_the_floor_of_the_logarithm() -> None:
 def test_potentials_are_bounded_and_monotone() -> None:
     losses = np.array([-1.0, 0.0, 1e-9, 1e-3, 1.0, 19.9, 20.0, 1e9, np.inf, np.nan])
     for kind in REWARDS:
-        values = make_reward(kind, "reference").potential(losses, np.ones(10), 0.0)
+        values = make_reward(kind, "reference").potential(losses, np.ones(10))
         assert np.isfinite(values).all() and (np.diff(values) >= 0).all()
         assert values[-1] == values[-2] == values[6] == pytest.approx(20 if kind == "loss" else np.log10(20))
         assert values[0] == values[1] == pytest.approx(1e-6 if kind == "loss" else -6)
@@ -110,9 +110,8 @@ def test_potentials_are_bounded_and_monotone() -> None:
 def test_what_counts_as_diverged() -> None:
     reward = Reward(divergence=5.0)
     losses = np.array([4.9, 5.1, np.nan, np.inf, -np.inf, 0.0])
-    assert reward.has_diverged(losses, np.ones(6), 0.0).tolist() == [False, True, True, True, False, False]
-    # Relative to the first excess over the lower bound.
-    assert reward.has_diverged(np.array([5.0, 7.1]), np.full(2, 2.0), -3.0).tolist() == [False, True]
+    assert reward.has_diverged(losses, np.ones(6)).tolist() == [False, True, True, True, False, False]
+    assert reward.has_diverged(np.array([8.0, 10.1]), np.full(2, 2.0)).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("kind", REWARDS)

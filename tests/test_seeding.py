@@ -58,7 +58,7 @@ def test_check_seed_refuses_negative_seeds() -> None:
 
 def test_streams_differ_by_seed_episode_and_purpose_and_repeat() -> None:
     def drawn(seed: int, episode: int) -> list[tuple[int, ...]]:
-        streams = Streams.of(seed, episode)
+        streams = Streams(seed, episode)
         return [draw(part) for part in (streams.weights, streams.order, streams.family, streams.noise, streams.exploration)]
 
     everything = [part for seed in range(10) for episode in range(10) for part in drawn(seed, episode)]
@@ -124,5 +124,5 @@ def test_the_global_generators_do_not_matter() -> None:
 
 
 def test_streams_pickle() -> None:
-    streams = Streams.of(3, 1)
-    assert draw(pickle.loads(pickle.dumps(streams)).weights) == draw(Streams.of(3, 1).weights)
+    streams = Streams(3, 1)
+    assert draw(pickle.loads(pickle.dumps(streams)).weights) == draw(Streams(3, 1).weights)

@@ -47,17 +47,20 @@ def test_splits_are_disjoint_and_complete(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_trains(name: str) -> None:
     population = start(make_task(name), [0, 1])
-    first = population.compute_gradients().values[0]
+    first = population.begin()[0]
     for _ in range(20):
-        population.update(np.full((2, 1), 0.05))
-        population.advance()
-        last = population.compute_gradients().values[0]
+        last = population.step(np.full((2, 1), 0.05))[0]
     assert (last < first).all()
 
 
 def test_named_losses_equal_pytorchs() -> None:
     outputs, classes, values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1, 0]), torch.ones(5, 3)
-    assert torch.equal(LOSSES["cross_entropy"](outputs, classes), nn.CrossEntropyLoss(reduction="none")(outputs, classes))
+    assert torch.allclose(LOSSES["cross_entropy"](outputs, classes), nn.CrossEntropyLoss(reduction="none")(outputs, classes))
+    probabilities = outputs.softmax(1)
+    assert torch.allclose(LOSSES["cross_entropy"](outputs, probabilities), nn.CrossEntropyLoss(reduction="none")(outputs, probabilities))
+    # One class per position, as language models have it: the mean over an example's positions.
+    sequences, tokens = outputs.t().reshape(1, 3, 5), classes.view(1, 5)
+    assert torch.allclose(LOSSES["cross_entropy"](sequences, tokens), LOSSES["cross_entropy"](outputs, classes).mean())
     assert torch.allclose(LOSSES["mean_squared_error"](outputs, values).mean(), nn.MSELoss()(outputs, values))
     # Targets without the trailing dimension must not broadcast to a matrix.
     assert torch.equal(LOSSES["mean_squared_error"](outputs[:, :1], values[:, 0]), (outputs[:, 0] - 1).square())
@@ -100,7 +103,7 @@ def test_a_population_sees_the_task_s_batches_and_weights() -> None:
         for member, stream in enumerate(streams):
             expected_inputs, expected_targets = next(stream)
             assert torch.equal(inputs[member], expected_inputs.double()) and torch.equal(targets[member], expected_targets)
-        population.advance()
+        population.move_on()
 
 
 def test_from_tensors_takes_lists_arrays_and_tensors() -> None:
@@ -135,7 +138,7 @@ def test_a_module_is_copied_and_initialised_anew() -> None:
 def test_a_family_scales_the_inputs_of_each_training() -> None:
     family = TaskFamily("scaled", tiny_task(), input_scale_decades=(-0.75, 0.75))
     seeds = list(range(200))
-    scales = np.array([family.draw_input_scale(Streams.of(seed).family) for seed in seeds])
+    scales = np.array([family.draw_input_scale(Streams(seed).family) for seed in seeds])
     decades = np.log10(scales)
     assert -0.75 <= decades.min() < -0.7 and 0.7 < decades.max() <= 0.75
     assert abs(decades.mean()) < 0.1
@@ -148,7 +151,7 @@ def test_a_family_scales_the_inputs_of_each_training() -> None:
 def test_the_scale_holds_for_evaluation_too() -> None:
     family = TaskFamily("scaled", tiny_task(), input_scale_decades=(-0.75, 0.75))
     population = start(family, [5])
-    scale = family.draw_input_scale(Streams.of(5).family)
+    scale = family.draw_input_scale(Streams(5).family)
     split = family.task.data.split("test")
     outputs = family.task.initial_model(5).double()(split.inputs.double() * scale)
     expected = nn.functional.cross_entropy(outputs, split.targets).item()
@@ -157,8 +160,8 @@ def test_the_scale_holds_for_evaluation_too() -> None:
 
 def test_a_task_is_a_family_without_variation() -> None:
     family = as_family(tiny_task())
-    assert not family.varies and as_family(family) is family
-    assert family.draw_input_scale(Streams.of(0).family) == 1.0
+    assert not family.varies_inputs and as_family(family) is family
+    assert family.draw_input_scale(Streams(0).family) == 1.0
 
 
 def test_registered_tasks_are_made_once_and_names_are_taken_once() -> None:

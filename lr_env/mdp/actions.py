@@ -11,7 +11,8 @@ import gymnasium as gym
 import numpy as np
 
 from lr_env.checks import positive_integer, unknown_name
-from lr_env.mdp.statistics import TINY, Statistics
+from lr_env.mdp.arrays import Array, namespace
+from lr_env.mdp.statistics import TINY, Record, Statistics
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Action(Protocol):
         """The action space of one training with ``num_groups`` parameter groups."""
         ...
 
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
-        """log10 of the rates ``(N, G)`` before clipping to the range; ``action`` is ``(N, G)``, within its space."""
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
+        """log10 of the rates ``(G, N)`` before clipping to the range; ``action`` is ``(G, N)``, within its space."""
         ...
 
 
@@ -75,26 +76,26 @@ class RelativeAction(_Continuous):
     def __post_init__(self) -> None:
         _require_positive("max_change", self.max_change)
 
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`."""
-        return statistics.log_rates + self.max_change * action
+        return record["log_rates"] + self.max_change * action
 
 
 @dataclass(frozen=True)
 class AbsoluteAction(_Continuous):
     """The action is the rate, log-uniform over ``[lr_min, lr_max]``."""
 
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`."""
         low, high = math.log10(rates.lowest), math.log10(rates.highest)
         return low + (action + 1) / 2 * (high - low)
 
 
-BASE_SCHEDULES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "constant": np.ones_like,
+BASE_SCHEDULES: Mapping[str, Callable[[Array], Array]] = {
+    "constant": lambda progress: 1 + 0 * progress,
     "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + np.cos(np.pi * progress)) / 2,
-    "step": lambda progress: np.where(progress < 0.5, 1.0, np.where(progress < 0.75, 0.1, 0.01)),
+    "cosine": lambda progress: (1 + namespace(progress).cos(math.pi * progress)) / 2,
+    "step": lambda progress: 10.0 ** (-1.0 * (progress >= 0.5) - 1.0 * (progress >= 0.75)),
 }
 """Shapes of a base schedule: factor on the initial rate against progress in [0, 1)."""
 
@@ -129,22 +130,17 @@ class ResidualAction:
         """Box [−1, 1] of shape ``(G,)``."""
         return _box(num_groups)
 
-    def base_log_rates(self, statistics: Statistics, rates: RateRange) -> np.ndarray:
-        """log10 of the base rates ``(N, G)``: what the action 0 would choose, and the rates in force before the first decision."""
-        return self.log_rates(np.zeros_like(statistics.log_rates), statistics, rates)
-
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
-        """See :class:`Action`."""
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
+        """See :class:`Action`; action 0 chooses the base rates, which are in force before the first decision."""
         if self.base == "sps":
-            slope = statistics.log["gradient_dot_direction"]
-            polyak = math.log10(self.constant) + statistics.log["loss"] - slope
+            slope = statistics.log(record, "gradient_dot_direction")
+            polyak = math.log10(self.constant) + statistics.log(record, "loss") - slope
             # Where the direction does not descend, as momentum's may, there is no Polyak step size: the rate in force stays.
-            base = np.where(slope <= math.log10(TINY), statistics.log_rates.mean(1), polyak)
+            base = namespace(slope).where(slope <= math.log10(TINY), record["log_rate"], polyak)
         else:
-            factor = BASE_SCHEDULES[self.base](np.maximum(statistics.age, 0) / statistics.horizon)
-            base = math.log10(rates.initial) + np.log10(np.maximum(factor, 1e-12))
-        result: np.ndarray = base[:, None] + self.decades * action
-        return result
+            factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
+            base = math.log10(rates.initial) + namespace(factor).log10(factor)
+        return base + self.decades * action
 
 
 @dataclass(frozen=True)
@@ -170,9 +166,9 @@ class DiscreteAction:
             raise ValueError("A discrete action needs exactly one parameter group; use a continuous action for more.")
         return gym.spaces.Discrete(2 * self.steps + 1)
 
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`."""
-        return statistics.log_rates + self.max_change * (action - self.steps) / self.steps
+        return record["log_rates"] + self.max_change * (action - self.steps) / self.steps
 
 
 @dataclass(frozen=True)
@@ -185,11 +181,9 @@ class RateAction:
         """Box [0, ∞) of shape ``(G,)``, float64 so that a schedule's rates are taken exactly."""
         return gym.spaces.Box(0.0, np.inf, (num_groups,), np.float64)
 
-    def log_rates(self, action: np.ndarray, statistics: Statistics, rates: RateRange) -> np.ndarray:
+    def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`; −∞ for a rate of 0."""
-        with np.errstate(divide="ignore"):
-            result: np.ndarray = np.log10(action)
-        return result
+        return namespace(action).log10(action)
 
 
 ACTIONS: Mapping[str, Callable[..., Action]] = {

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lr_env.checks import unknown_name
+from lr_env.mdp.arrays import Array, constant, namespace
 from lr_env.mdp.statistics import Statistics
 
 CLIP = 10.0
@@ -19,7 +21,7 @@ TREND_SCALE = 10.0
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of an observation: a scaled sum and difference of rows of :meth:`Statistics.table`.
+    """One entry of an observation: a scaled sum and difference of rows of the table of :class:`Statistics`.
 
     Attributes:
         name: Its registered name.
@@ -106,16 +108,20 @@ def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
 class Observer:
     """Computes features all at once: a few operations on arrays, however many features there are."""
 
-    def __init__(self, features: Sequence[Feature], statistics: Statistics) -> None:
-        self._statistics = statistics
+    def __init__(self, features: Sequence[Feature], statistics: Statistics, device: torch.device | None) -> None:
         terms = [(*(*feature.plus, "zero")[:2], feature.minus) for feature in features]
-        self._rows = np.array([[statistics.rows[name] for name in names] for names in terms]).T  # (3, F)
-        self._scales = np.array([[feature.scale] for feature in features])
+        rows = np.array([[statistics.rows[name] for name in names] for names in terms]).T  # (3, F)
+        self._rows: Array = rows if device is None else torch.from_numpy(rows).to(device)
+        self._scales = constant([[feature.scale] for feature in features], device)
+        self._lowest, self._highest = constant(-CLIP, device), constant(CLIP, device)
 
-    def __call__(self) -> np.ndarray:
-        """Observations ``(N, F)``, float32, finite, within ±10; a fresh array."""
-        first, second, minus = self._statistics.table().take(self._rows, axis=0)
+    def __call__(self, table: Array) -> Array:
+        """Observations ``(N, F)``, float32, finite, within ±10, of a table ``(rows, N)``; a fresh array."""
+        library = namespace(table)
+        first, second, minus = table[self._rows]
         values = (first + second - minus) * self._scales
         # fmax takes the number where the other operand is not one.
-        clipped: np.ndarray = np.fmin(np.fmax(values, -CLIP), CLIP)
-        return clipped.T.astype(np.float32, order="C")
+        clipped = library.minimum(library.fmax(values, self._lowest), self._highest)
+        if library is np:
+            return clipped.T.astype(np.float32, order="C")
+        return clipped.t().to(torch.float32, memory_format=torch.contiguous_format)

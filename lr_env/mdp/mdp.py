@@ -5,6 +5,7 @@ Written once: environments train controllers with it, and a deployed controller 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from lr_env.checks import positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
+from lr_env.mdp.arrays import Array, constant, namespace
 from lr_env.mdp.features import CLIP, Observer, resolve_features
 from lr_env.mdp.rewards import make_reward
-from lr_env.mdp.statistics import Statistics
-from lr_env.training import Signals, make_optimizer
+from lr_env.mdp.statistics import TINY, Record, Statistics
+from lr_env.training import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -79,59 +82,99 @@ class MDP:
         data["features"] = self.features if isinstance(self.features, str) else list(self.features)
         return data
 
-    def begin(self, num_members: int, num_groups: int, horizon: int, loss_lower_bound: float) -> DecisionProcess:
-        """The process for N trainings of ``horizon`` SGD steps with G parameter groups."""
-        return DecisionProcess(self, num_members, num_groups, horizon, loss_lower_bound)
+    def begin(self, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> DecisionProcess:
+        """The process for trainings of ``horizon`` SGD steps with G parameter groups, on tensors of a device, or on NumPy's arrays."""
+        return DecisionProcess(self, num_groups, horizon, loss_lower_bound, device)
 
 
 class DecisionProcess:
-    """An :class:`MDP` at work on N trainings: turns signals into observations and actions into rates."""
+    """An :class:`MDP` at work: pure functions that turn signals into observations and rewards, and actions into rates.
 
-    def __init__(self, mdp: MDP, num_members: int, num_groups: int, horizon: int, loss_lower_bound: float) -> None:
+    What is kept of N trainings lies in one table ``(rows, N)``, float64, between steps, and in its parts, a
+    :data:`lr_env.mdp.statistics.Record`, within them. To the parts of :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ),
+    ``first_excess`` (ℓ₀ − b), and what a step reports: ``loss``, ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied, G).
+    """
+
+    def __init__(self, mdp: MDP, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> None:
         self.mdp = mdp
-        self.num_members, self.num_groups, self.horizon = num_members, num_groups, horizon
+        self.num_groups, self.horizon, self.lower_bound = num_groups, horizon, loss_lower_bound
         self.features = resolve_features(mdp.features)
         self.action = make_action(mdp.action)
         self.reward = make_reward(mdp.reward, mdp.reward_on)
         self.rates = mdp.rate_range()
         self.needs = frozenset().union(self.action.needs, *(feature.needs for feature in self.features))
-        self.statistics = Statistics(self.needs, num_members, num_groups, horizon, loss_lower_bound)
-        self._observer = Observer(self.features, self.statistics)
+        self.statistics = Statistics(self.needs, num_groups, horizon, loss_lower_bound, device)
+        self.sizes = self.statistics.sizes | {"potential": 1, "first_excess": 1, "loss": 1, "reward": 1, "diverged": 1, "rates": num_groups}
+        stops = list(itertools.accumulate(self.sizes.values()))
+        self._parts = {name: slice(stop - size, stop) for (name, size), stop in zip(self.sizes.items(), stops, strict=True)}
+        self._observer, self._device = Observer(self.features, self.statistics, device), device
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
         self.action_space = self.action.space(num_groups)
         self._low, self._high = _bounds(self.action_space)
-        self._lowest_log_rate, self._highest_log_rate = math.log10(self.rates.lowest), math.log10(self.rates.highest)
-        self._action_shape = (num_members, *self.action_space.shape) if self.action_space.shape else (num_members,)
+        self._log_range = constant([math.log10(self.rates.lowest), math.log10(self.rates.highest)], device)
 
     @property
     def observes_progress(self) -> bool:
         """Whether the controller can know when the training ends."""
         return any(feature.name == "progress" for feature in self.features)
 
-    def restart(self, members: np.ndarray, seeds: Sequence[np.random.SeedSequence]) -> None:
-        """Members ``(K,)`` begin anew, each with its own stream for draws of the initial rate."""
-        self.statistics.restart(members)
-        log_rate = math.log10(self.rates.initial)
-        for member, seed in zip(members, seeds, strict=True):
-            width = self.mdp.initial_rate_decades
-            offset = np.random.default_rng(seed).uniform(-width, width) if width else 0.0
-            self.statistics.log_rates[member] = np.clip(log_rate + offset, math.log10(self.rates.lowest), math.log10(self.rates.highest))
+    def initial(self, count: int, seeds: Sequence[np.random.SeedSequence] | None = None) -> Array:
+        """The table of K trainings that begin, each with its own stream for the draw of its initial rate, or all without."""
+        width = self.mdp.initial_rate_decades
+        offsets = np.array([np.random.default_rng(seed).uniform(-width, width) for seed in seeds]) if seeds else np.zeros(count)
+        log_rates = np.clip(math.log10(self.rates.initial) + offsets, math.log10(self.rates.lowest), math.log10(self.rates.highest))
+        columns = np.tile(log_rates, (self.num_groups, 1))
+        rest = {name: np.zeros((size, count)) for name, size in self.sizes.items() if name not in self.statistics.sizes}
+        return constant(self.packed(self.statistics.initial(columns) | rest | {"rates": 10.0**columns}), self._device)
 
-    def observe(self, signals: Signals, members: np.ndarray | None = None) -> None:
-        """Takes in the signals of one SGD step of members ``(K,)``, or all."""
-        rows: np.ndarray | slice = slice(None) if members is None else members
-        self.statistics.update(signals, rows)
-        if isinstance(self.action, ResidualAction):
-            is_first = self.statistics.age[rows] == 0
-            if is_first.any():
-                self._set_log_rates(self.action.base_log_rates(self.statistics, self.rates), np.arange(self.num_members)[rows][is_first])
+    def unpacked(self, table: Array) -> Record:
+        """The parts of a table ``(rows, N)``."""
+        return {name: table[part] for name, part in self._parts.items()}
 
-    def observation(self) -> np.ndarray:
-        """Observations ``(N, F)``, float32; a fresh array."""
-        return self._observer()
+    def packed(self, record: Record) -> Array:
+        """The table ``(rows, N)`` of these parts."""
+        table: Array = namespace(record["age"]).concatenate([record[name] for name in self.sizes])
+        return table
 
-    def parse_actions(self, actions: Any) -> np.ndarray:
-        """Actions as float64 ``(N, G)``, clipped to their space.
+    def act(self, record: Record, actions: Array, deciding: Array | None) -> Record:
+        """The record once parsed actions ``(G, N)`` are taken by those ``deciding (1, N)``, or all: it holds their new rates."""
+        log_rates = self._clipped(self.action.log_rates(actions, self.statistics, record, self.rates))
+        rates = actions if isinstance(self.action, RateAction) else 10.0**log_rates
+        if deciding is not None:
+            library = namespace(deciding)
+            log_rates, rates = library.where(deciding, log_rates, record["log_rates"]), library.where(deciding, rates, record["rates"])
+        return self._with_log_rates(record, log_rates) | {"rates": rates}
+
+    def observe(self, record: Record, signals: Array) -> Record:
+        """The record after one SGD step with signals ``(R, N)``."""
+        record = self.statistics.update(record, signals) | {"loss": signals[:1]}
+        if isinstance(self.action, ResidualAction):  # before the first decision the base rates are in force
+            base = self._clipped(self.action.log_rates(0 * record["rates"], self.statistics, record, self.rates))
+            record = self._with_log_rates(record, namespace(base).where(record["age"] == 0, base, record["log_rates"]))
+        return record
+
+    def pay(self, record: Record, losses: Array, paid: Array | None) -> Record:
+        """The record once losses ``(1, N)`` set the potential of those ``paid (1, N)``, or all, anew; ``reward`` is what it fell by."""
+        potential = self.reward.potential(self._excess(losses), record["first_excess"])
+        if paid is not None:
+            potential = namespace(paid).where(paid, potential, record["potential"])
+        return record | {"potential": potential, "reward": record["potential"] - potential}
+
+    def begin_potential(self, record: Record, losses: Array) -> Record:
+        """The record of trainings with their first losses ``(1, N)``."""
+        first_excess = namespace(losses).fmax(self._excess(losses), constant(TINY, self._device))
+        return record | {"first_excess": first_excess, "potential": self.reward.potential(self._excess(losses), first_excess)}
+
+    def has_diverged(self, record: Record) -> Array:
+        """Booleans ``(1, N)``."""
+        return self.reward.has_diverged(self._excess(record["loss"]), record["first_excess"])
+
+    def observation(self, table: Array) -> Array:
+        """Observations ``(N, F)``, float32."""
+        return self._observer(table)
+
+    def parse_actions(self, actions: Any, num_members: int) -> np.ndarray:
+        """Actions of N members as float64 ``(N, G)``, clipped to their space.
 
         Raises:
             TypeError: If they are not real numbers.
@@ -140,32 +183,27 @@ class DecisionProcess:
         array = np.asarray(actions)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"An action must be real numbers, but an array of dtype {array.dtype} was given ({actions!r}).")
-        if array.shape != self._action_shape:
-            raise ValueError(
-                f"Actions of shape {self._action_shape[1:]} are expected for each training, {self._action_shape} in all, but {array.shape} was given."
-            )
-        values = array.astype(np.float64).reshape(self.num_members, self.num_groups)
+        shape = (num_members, *(self.action_space.shape or ()))
+        if array.shape != shape:
+            raise ValueError(f"Actions of shape {shape[1:]} are expected for each training, {shape} in all, but {array.shape} was given.")
+        values = array.astype(np.float64).reshape(num_members, self.num_groups)
         if np.isnan(values).any():
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")
         if isinstance(self.action_space, gym.spaces.Discrete) and (values != np.round(values)).any():
             raise ValueError(f"A discrete action must be an integer, but {actions!r} was given.")
         return np.minimum(np.maximum(values, self._low), self._high)
 
-    def act(self, actions: np.ndarray, members: np.ndarray | None = None) -> np.ndarray:
-        """The rates ``(N, G)`` that parsed actions ``(N, G)`` choose; they become the rates in force of members ``(K,)``, or all."""
-        self._set_log_rates(self.action.log_rates(actions, self.statistics, self.rates), members)
-        if isinstance(self.action, RateAction):
-            return actions
-        rates: np.ndarray = 10.0**self.statistics.log_rates
-        return rates
+    def _excess(self, losses: Array) -> Array:
+        return losses - self.lower_bound if self.lower_bound else losses
 
-    def _set_log_rates(self, log_rates: np.ndarray, members: np.ndarray | None) -> None:
-        if not isinstance(self.action, RateAction):
-            log_rates = np.fmin(np.fmax(log_rates, self._lowest_log_rate), self._highest_log_rate)
-        if members is None:
-            self.statistics.log_rates[:] = log_rates
-        else:
-            self.statistics.log_rates[members] = log_rates[members]
+    def _with_log_rates(self, record: Record, log_rates: Array) -> Record:
+        return record | {"log_rates": log_rates, "log_rate": log_rates if self.num_groups == 1 else log_rates.mean(0)[None]}
+
+    def _clipped(self, log_rates: Array) -> Array:
+        if isinstance(self.action, RateAction):
+            return log_rates
+        library, (lowest, highest) = namespace(log_rates), self._log_range
+        return library.minimum(library.maximum(log_rates, lowest), highest)
 
 
 def _bounds(space: gym.Space[Any]) -> tuple[float, float]:

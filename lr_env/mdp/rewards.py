@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lr_env.checks import positive_integer, unknown_name
+from lr_env.mdp.arrays import Array, namespace
 
 REWARDS = ("loss", "log_loss")
 REWARD_SOURCES = ("next_batch", "same_batch", "reference", "validation", "final")
@@ -58,25 +57,24 @@ class Reward:
         if not 1 < self.divergence < math.inf:
             raise ValueError(f"The reward's divergence must be a finite number > 1, but {self.divergence!r} was given.")
 
-    def potential(self, losses: np.ndarray, first_excess: np.ndarray, lower_bound: float) -> np.ndarray:
-        """Φ ``(N,)`` of losses ``(N,)``; infinite and undefined losses count as the worst potential there is.
+    def potential(self, excess: Array, first_excess: Array) -> Array:
+        """Φ of losses above their bound, ``ℓ − b``; infinite and undefined ones count as the worst potential there is.
 
         Args:
-            losses: ``(N,)``.
-            first_excess: ``ℓ₀ − b``, ``(N,)``, > 0.
-            lower_bound: b.
+            excess: ``ℓ − b``.
+            first_excess: ``ℓ₀ − b`` > 0, of the same shape.
         """
         # fmin takes the bound where the loss is not a number.
-        bounded = np.maximum(np.fmin(losses - lower_bound, self.divergence * first_excess), POTENTIAL_FLOOR * first_excess)
+        library = namespace(excess)
+        bounded = library.maximum(library.fmin(excess, self.divergence * first_excess), POTENTIAL_FLOOR * first_excess)
         if self.kind == "loss":
             return bounded
-        result: np.ndarray = np.log10(bounded + self.loss_floor * first_excess)
-        return result
+        return library.log10(bounded + self.loss_floor * first_excess if self.loss_floor else bounded)
 
-    def has_diverged(self, losses: np.ndarray, first_excess: np.ndarray, lower_bound: float) -> np.ndarray:
-        """Booleans ``(N,)``."""
+    def has_diverged(self, excess: Array, first_excess: Array) -> Array:
+        """Booleans, of the same shape."""
         # Written so that a loss that is not a number counts as diverged.
-        return np.logical_not(losses - lower_bound <= self.divergence * first_excess)
+        return ~(excess <= self.divergence * first_excess)
 
 
 def make_reward(specification: str | Mapping[str, Any], reward_on: str) -> Reward:

@@ -1,12 +1,18 @@
-"""Running statistics of N trainings, from which features are computed. All logarithms are base 10: units are decades."""
+"""Running statistics of N trainings, from which features are computed. All logarithms are base 10: units are decades.
+
+Updates are pure functions, so that the whole of a decision (action, SGD step, statistics, features, reward) can be one graph.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TypeAlias
 
 import numpy as np
+import torch
 
-from lr_env.training import Signals, signal_rows
+from lr_env.mdp.arrays import Array, constant, namespace
+from lr_env.training import signal_rows
 
 FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT = 5.0, 20.0
 """Time constants of the exponential moving averages (EMAs), in SGD steps."""
@@ -26,110 +32,85 @@ LOSS_FLOOR = 1e-6
 
 TINY = 1e-38
 
+Record: TypeAlias = dict[str, Array]
+"""What is kept of N trainings, by the names of :attr:`Statistics.sizes`: each ``(size, N)``, float64."""
+
 
 class Statistics:
-    """What has been seen of N trainings so far. Averages advance once per SGD step, not per decision.
+    """What is kept of N trainings, and how a step changes it. Averages advance once per SGD step, not per decision.
 
     Args:
         needs: Signals that features and actions need, beside the loss.
-        num_members: N.
         num_groups: G.
         horizon: T, SGD steps.
         loss_lower_bound: b.
+        device: Where tensors lie; None for NumPy's arrays.
 
     Attributes:
-        age: SGD steps since the start, ``(N,)``.
-        log_rates: log10 of the rate in force, per parameter group, ``(N, G)``.
-        log: Signal name to its log10, ``(N,)``; of a squared norm, the norm's; of the loss, log10(ℓ − b).
-        rows: Names of the rows of :meth:`table`: the signals' logarithms by the signals' names, the same at the first step with
-            ``first_`` before the name, then :data:`AVERAGES` and :data:`OTHERS`.
+        sizes: Rows of each part of a :data:`Record`, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
+            norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), then
+            :data:`OTHERS`, ``floors`` (of the signals), ``age`` (SGD steps since the start, −1 before the first), ``squared_norm`` (of the
+            last gradient) and ``log_rates`` (log10 of the rates in force, G).
+        rows: Where in a table the rows lie that features use: the signals' logarithms by the signals' names, the same at the first step
+            with ``first_`` before the name, then :data:`AVERAGES` and :data:`OTHERS`.
     """
 
-    def __init__(self, needs: frozenset[str], num_members: int, num_groups: int, horizon: int, loss_lower_bound: float) -> None:
-        self.horizon = horizon
+    def __init__(self, needs: frozenset[str], num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None) -> None:
+        self.horizon, self._lower_bound = horizon, loss_lower_bound
         names = signal_rows(needs)
+        self._signals = {name: row for row, name in enumerate(names)}
+        self.sizes = {"logs": len(names), "first_logs": len(names), "averages": len(AVERAGES)} | dict.fromkeys(OTHERS, 1)
+        self.sizes |= {"floors": len(names), "age": 1, "squared_norm": 1, "log_rates": num_groups}
         self.rows = {name: row for row, name in enumerate([*names, *(f"first_{name}" for name in names), *AVERAGES, *OTHERS])}
-        self.age = np.full(num_members, -1, np.int64)
-        self.log_rates = np.zeros((num_members, num_groups))
-        self._table = np.zeros((len(self.rows), num_members))
-        self._table[self.rows["log_horizon"]] = np.log10(horizon) / 4
-        self._floors = np.full((len(names), num_members), TINY)
-        self._squared_gradient_norm = np.zeros(num_members)
-        self._any_new = True
-        self._has_cosine = "gradient_dot_previous" in names
-        self._make_views()
-        self._offsets = np.array([[loss_lower_bound if name == "loss" else 0.0] for name in names])
-        # Norms come squared: half the logarithm.
-        self._scales = np.array([[0.5 if name.endswith("squared") else 1.0] for name in names])
-        horizon_constants = FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon
-        time_constants = np.array([FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, *horizon_constants, FAST_TIME_CONSTANT])
-        self._gains = (1 / np.maximum(time_constants, 1.0))[:, None]
 
-    def _make_views(self) -> None:
-        """Parts of the table; they stay valid, since all updates are in place."""
-        num_signals = len(self._floors)
-        self._logs, self._first_logs = self._table[:num_signals], self._table[num_signals : 2 * num_signals]
-        self._averages = self._table[2 * num_signals : 2 * num_signals + len(AVERAGES)]
-        self.log = {name: self._logs[row] for name, row in self.rows.items() if row < num_signals}
+        time_constants = [FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT]
+        columns = (
+            [loss_lower_bound if name == "loss" else 0.0 for name in names],
+            [0.5 if name.endswith("squared") else 1.0 for name in names],  # norms come squared: half the logarithm
+            [LOSS_FLOOR if name == "loss" else 0.0 for name in names],
+            [1 / max(time_constant, 1.0) for time_constant in time_constants],
+        )
+        self._offsets, self._scales, self._floors, self._gains = (constant(column, device)[:, None] for column in columns)
+        self._tiny = constant(TINY, device)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._make_views()
+    def initial(self, log_rates: np.ndarray) -> dict[str, np.ndarray]:
+        """The record of trainings that have seen nothing yet, with log10 of their initial rates ``(G, K)``."""
+        record = {name: np.zeros((size, log_rates.shape[1])) for name, size in self.sizes.items()}
+        record["log_horizon"] += math.log10(self.horizon) / 4
+        record["age"] -= 1
+        return record | {"log_rates": log_rates, "log_rate": log_rates.mean(0, keepdims=True)}
 
-    def restart(self, members: np.ndarray) -> None:
-        """Forgets members ``(K,)``; their next update is their first."""
-        self.age[members] = -1
-        self._any_new = True
+    def update(self, record: Record, signals: Array) -> Record:
+        """The record after one SGD step with signals ``(R, N)``."""
+        library = namespace(signals)
+        age = record["age"] + 1
+        is_first = age == 0
+        excess = signals - self._offsets if self._lower_bound else signals
+        floors = library.where(is_first, library.maximum(abs(excess) * self._floors, self._tiny), record["floors"])
+        logs = library.log10(library.maximum(excess, floors)) * self._scales
+        cosine = squared_norm = record["zero"]
+        if "gradient_dot_previous" in self._signals:
+            squared_norm = self._row(excess, "gradient_norm_squared")
+            norms = library.sqrt(squared_norm * record["squared_norm"])
+            # At the first step there is no previous gradient: the product is 0.
+            cosine = self._row(excess, "gradient_dot_previous") / library.maximum(norms, self._tiny)
+        targets = library.concatenate([logs[:1]] * (len(AVERAGES) - 1) + [cosine])
+        averages = record["averages"] + self._gains * (targets - record["averages"])
+        return record | {
+            "logs": logs,
+            "first_logs": library.where(is_first, logs, record["first_logs"]),
+            "averages": library.where(is_first, targets, averages),
+            "cosine": cosine,
+            "progress": age / self.horizon,
+            "floors": floors,
+            "age": age,
+            "squared_norm": squared_norm,
+        }
 
-    def update(self, signals: Signals, members: np.ndarray | slice) -> None:
-        """Takes in one SGD step's signals of members ``(K,)``."""
-        values = signals.values[:, members] - self._offsets  # (R, K)
-        self.age[members] += 1
-        is_first = self.age[members] == 0 if self._any_new else None
-        if is_first is not None:
-            self._floors[0, members] = np.where(is_first, np.maximum(np.abs(values[0]) * LOSS_FLOOR, TINY), self._floors[0, members])
-        logs = np.log10(np.maximum(values, self._floors[:, members])) * self._scales
-        self._logs[:, members] = logs
-        targets = np.empty((len(AVERAGES), values.shape[1]))
-        targets[:] = logs[0]
-        targets[4] = 0.0
-        if self._has_cosine:
-            squared_norm = values[self.rows["gradient_norm_squared"]]
-            norms = np.sqrt(squared_norm) * np.sqrt(self._squared_gradient_norm[members])
-            self._squared_gradient_norm[members] = squared_norm
-            targets[4] = values[self.rows["gradient_dot_previous"]] / np.maximum(norms, TINY)
-            if is_first is not None:
-                targets[4, is_first] = 0.0
-            self._table[self.rows["cosine"], members] = targets[4]
-        averages = self._averages[:, members]
-        averages = averages + self._gains * (targets - averages)
-        if is_first is not None:
-            averages = np.where(is_first, targets, averages)
-            self._first_logs[:, members] = np.where(is_first, logs, self._first_logs[:, members])
-            self._any_new = bool((self.age < 0).any())
-        self._averages[:, members] = averages
+    def log(self, record: Record, signal: str) -> Array:
+        """log10 of a signal, ``(1, N)``; of a squared norm, the norm's; of the loss, log10(ℓ − b)."""
+        return self._row(record["logs"], signal)
 
-    def table(self) -> np.ndarray:
-        """All that features are made of, ``(rows, N)``; valid until the next update."""
-        self._table[self.rows["log_rate"]] = self.log_rates[:, 0] if self.log_rates.shape[1] == 1 else self.log_rates.mean(1)
-        self._table[self.rows["progress"]] = self.age / self.horizon
-        return self._table
-
-    def get_state(self, members: np.ndarray) -> dict[str, Any]:
-        """The statistics of members ``(K,)``."""
-        return {name: (value[:, members] if name in _BY_ROW else value[members]) for name, value in self._arrays().items()}
-
-    def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
-        """Restores what :meth:`get_state` returned into members ``(K,)``."""
-        for name, value in self._arrays().items():
-            if name in _BY_ROW:
-                value[:, members] = state[name]
-            else:
-                value[members] = state[name]
-        self._any_new = bool((self.age < 0).any())
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in ("age", "log_rates", "_squared_gradient_norm", *_BY_ROW)}
-
-
-_BY_ROW = ("_floors", "_table")
+    def _row(self, values: Array, signal: str) -> Array:
+        row = self._signals[signal]
+        return values[row : row + 1]

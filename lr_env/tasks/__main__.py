@@ -12,16 +12,18 @@ HEADER = ("name", "train / validation / test", "parameters", "batch", "horizon",
 
 
 def describe(task: TaskFamily) -> tuple[str, ...]:
-    """One row of the table, in the order of :data:`HEADER`."""
-    trained = task.task
+    """One row of the table, in the order of :data:`HEADER`; of a family with several variants, the first one."""
+    trained = task.variants[0]
     sizes = "fresh samples"
     if isinstance(trained.data, Data):
         sizes = " / ".join(f"{len(getattr(trained.data, split)):,}" for split in SPLITS)
     num_parameters = sum(parameter.numel() for parameter in trained.make_model(np.random.SeedSequence(0)).parameters())
     low, high = task.input_scale_decades
-    varies = f"inputs × 10^u, u from {low:g} to {high:g}" if task.varies else ""
+    varies = [f"{task.num_variants} variants"] if task.num_variants > 1 else []
+    if task.varies_inputs:
+        varies.append(f"inputs × 10^u, u from {low:g} to {high:g}")
     metric = "" if trained.metric is None else trained.metric.name
-    return task.name, sizes, f"{num_parameters:,}", str(trained.batch_size), str(trained.horizon), metric, varies
+    return task.name, sizes, f"{num_parameters:,}", str(trained.batch_size), str(trained.horizon), metric, "; ".join(varies)
 
 
 def main() -> None:

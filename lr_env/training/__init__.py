@@ -1,7 +1,7 @@
 """N target models trained side by side: their gradients, optimizers and batches. Knows nothing of Gymnasium."""
 
 from lr_env.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer, RateDefaults, make_optimizer
-from lr_env.training.population import SIGNALS, Evaluation, Population, Signals, signal_rows
+from lr_env.training.population import SIGNALS, Evaluation, Population, signal_rows
 
 __all__ = [
     "OPTIMIZERS",
@@ -12,7 +12,6 @@ __all__ = [
     "Optimizer",
     "Population",
     "RateDefaults",
-    "Signals",
     "make_optimizer",
     "signal_rows",
 ]

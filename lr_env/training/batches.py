@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lr_env.seeding import torch_generator
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Data, epoch_order
 
@@ -19,70 +20,78 @@ class Batches:
     """The current minibatch of each of N members.
 
     Args:
-        family: Where batches come from.
+        family: Where batches come from; of one variant.
         num_members: N.
         dtype: Floating-point type of inputs and floating-point targets.
+        device: Where the data lie.
     """
 
-    def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype) -> None:
-        task = family.task
-        self._task, self._dtype = task, dtype
-        self._generators: list[np.random.Generator] = [np.random.default_rng(0)] * num_members
+    def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._task = task = family.variants[0]
+        self._num_members, self._dtype, self._device = num_members, dtype, device
+        self._generators: list[Any] = [None] * num_members
         self._cursor = np.zeros(num_members, np.int64)
-        self._rows = np.arange(num_members)
+        self._shared_cursor: int | None = 0  # where all members are at the same batch, their indices lie side by side
         self._steps_until_epoch = 0  # a lower bound over all members, so that most steps need no look at each
-        self.input_scales = torch.ones(num_members, dtype=dtype) if family.varies else None
+        self.input_scales = torch.ones(num_members, dtype=dtype, device=device) if family.varies_inputs else None
         if isinstance(task.data, Data):
             self._inputs, self._targets = self.cast(task.data.train.inputs), self.cast(task.data.train.targets)
             self._num_batches = len(self._inputs) // task.batch_size
-            self._order = np.zeros((num_members, self._num_batches, task.batch_size), np.int64)
+            self._order = torch.zeros(self._num_batches, num_members, task.batch_size, dtype=torch.int64, device=device)
         else:
             example_inputs, example_targets = task.data.sample(np.random.default_rng(0), 1)
-            shape = (num_members, SAMPLES_AHEAD, task.batch_size)
-            self._inputs = torch.zeros((*shape, *example_inputs.shape[1:]), dtype=dtype)
-            self._targets = self.cast(torch.zeros((*shape, *example_targets.shape[1:]), dtype=example_targets.dtype))
             self._num_batches = SAMPLES_AHEAD
+            shape = (SAMPLES_AHEAD, num_members, task.batch_size)
+            self._inputs = torch.zeros((*shape, *example_inputs.shape[1:]), dtype=dtype, device=device)
+            self._targets = self.cast(torch.zeros((*shape, *example_targets.shape[1:]), dtype=example_targets.dtype))
+            # A member's samples stand at the same places as a member's indices would.
+            self._order = torch.arange(SAMPLES_AHEAD * num_members * task.batch_size, device=device).view(shape)
 
     def cast(self, values: Tensor) -> Tensor:
-        """Floating-point values in the population's type, others as they are."""
-        return values.to(self._dtype) if values.is_floating_point() else values
+        """Values on the population's device; floating-point ones in its type, others as they are."""
+        return values.to(self._device, self._dtype if values.is_floating_point() else values.dtype)
 
     def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray | None) -> None:
         """Puts members ``(K,)`` at the first batch of a new order."""
+        is_finite = isinstance(self._task.data, Data)
         for member, seed in zip(members.tolist(), seeds, strict=True):
-            self._generators[member] = np.random.default_rng(seed)
+            self._generators[member] = torch_generator(seed) if is_finite else np.random.default_rng(seed)
             self._begin_epoch(member)
         self._cursor[members] = 0
-        self._steps_until_epoch = self._num_batches - int(self._cursor.max())
+        self._look_at_cursors()
         if self.input_scales is not None and input_scales is not None:
-            self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self._dtype)
+            self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self.input_scales)
 
     def advance(self, members: np.ndarray | None = None) -> None:
         """Moves members ``(K,)``, or all, to their next batch."""
         if members is None:
             self._cursor += 1
+            if self._shared_cursor is not None:
+                self._shared_cursor += 1
         else:
             self._cursor[members] += 1
+            self._shared_cursor = None
         self._steps_until_epoch -= 1
-        if self._steps_until_epoch == 0:
+        if self._steps_until_epoch == 0 or self._shared_cursor is None:
             finished = self._cursor == self._num_batches
             for member in np.flatnonzero(finished).tolist():
                 self._begin_epoch(member)
             self._cursor[finished] = 0
-            self._steps_until_epoch = self._num_batches - int(self._cursor.max())
+            self._look_at_cursors()
 
     def references(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`gather` takes: the data, and where the current batches lie in them."""
+        """What :meth:`gather` takes: the data, and where the current batches lie in them, ``(N · B,)``."""
+        if self._shared_cursor is not None:
+            indices = self._order[self._shared_cursor].view(-1)
+        else:
+            indices = self._order[torch.from_numpy(self._cursor), torch.arange(self._num_members)].view(-1)
         if isinstance(self._task.data, Data):
-            return self._inputs, self._targets, torch.from_numpy(self._order[self._rows, self._cursor].reshape(-1))
-        # A member's samples lie one after the other.
-        batch = self._rows * self._num_batches + self._cursor
-        indices = (batch[:, None] * self._task.batch_size + np.arange(self._task.batch_size)).reshape(-1)
-        return self._inputs.flatten(0, 2), self._targets.flatten(0, 2), torch.from_numpy(indices)
+            return self._inputs, self._targets, indices
+        return self._inputs.flatten(0, 2), self._targets.flatten(0, 2), indices
 
     def gather(self, inputs: Tensor, targets: Tensor, indices: Tensor, input_scales: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The batches at ``indices (N·B,)``: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
-        shape = (len(self._rows), self._task.batch_size)
+        """The batches at ``indices (N · B,)``: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
+        shape = (self._num_members, self._task.batch_size)
         batch_inputs = inputs.index_select(0, indices).unflatten(0, shape)
         if input_scales is not None:
             batch_inputs = batch_inputs * input_scales.view(-1, *[1] * (batch_inputs.dim() - 1))
@@ -96,14 +105,13 @@ class Batches:
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Plain data from which :meth:`set_state` restores these members."""
         rows = torch.from_numpy(members)
-        state: dict[str, Any] = {
-            "cursor": self._cursor[members],
-            "generators": [self._generators[member].bit_generator.state for member in members],
-        }
+        state: dict[str, Any] = {"cursor": self._cursor[members]}
         if isinstance(self._task.data, Data):
-            state["order"] = self._order[members]
+            state["order"] = self._order[:, rows]
+            state["generators"] = [self._generators[member].get_state() for member in members]
         else:
-            state["samples"] = (self._inputs[rows], self._targets[rows])
+            state["samples"] = (self._inputs[:, rows], self._targets[:, rows])
+            state["generators"] = [self._generators[member].bit_generator.state for member in members]
         if self.input_scales is not None:
             state["input_scales"] = self.input_scales[rows]
         return state
@@ -112,23 +120,32 @@ class Batches:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         rows = torch.from_numpy(members)
         self._cursor[members] = state["cursor"]
-        self._steps_until_epoch = self._num_batches - int(self._cursor.max())
+        self._look_at_cursors()
         for member, generator_state in zip(members, state["generators"], strict=True):
-            self._generators[member] = np.random.default_rng()
-            self._generators[member].bit_generator.state = generator_state
+            if isinstance(self._task.data, Data):
+                self._generators[member] = torch.Generator()
+                self._generators[member].set_state(generator_state)
+            else:
+                self._generators[member] = np.random.default_rng()
+                self._generators[member].bit_generator.state = generator_state
         if "order" in state:
-            self._order[members] = state["order"]
+            self._order[:, rows] = state["order"]
         else:
-            self._inputs[rows], self._targets[rows] = state["samples"]
+            self._inputs[:, rows], self._targets[:, rows] = state["samples"]
         if self.input_scales is not None:
             self.input_scales[rows] = state["input_scales"]
+
+    def _look_at_cursors(self) -> None:
+        first, last = int(self._cursor.min()), int(self._cursor.max())
+        self._shared_cursor = first if first == last else None
+        self._steps_until_epoch = self._num_batches - last
 
     def _begin_epoch(self, member: int) -> None:
         generator = self._generators[member]
         if isinstance(self._task.data, Data):
-            self._order[member] = epoch_order(generator, len(self._inputs), self._task.batch_size)
+            self._order[:, member] = epoch_order(generator, len(self._inputs), self._task.batch_size)
         else:
             inputs, targets = self._task.data.sample(generator, SAMPLES_AHEAD * self._task.batch_size)
             shape = (SAMPLES_AHEAD, self._task.batch_size)
-            self._inputs[member] = inputs.unflatten(0, shape).to(self._inputs.dtype)
-            self._targets[member] = targets.unflatten(0, shape).to(self._targets.dtype)
+            self._inputs[:, member] = inputs.unflatten(0, shape).to(self._inputs)
+            self._targets[:, member] = targets.unflatten(0, shape).to(self._targets)

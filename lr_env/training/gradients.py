@@ -18,7 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from lr_env.checks import unknown_name
 from lr_env.seeding import preserved_global_generators
 from lr_env.tasks.task import ExampleFunction, Task
-from lr_env.training.tracing import Argument, flat_graph, interpreted
+from lr_env.training.tracing import Argument, Backend, flat_graph, interpreted
 
 Engine: TypeAlias = Literal["auto", "batched", "looped"]
 Buffers: TypeAlias = dict[str, Tensor]
@@ -66,7 +66,7 @@ class GradientFunction:
         self._function: Callable[..., tuple[Tensor, Tensor]] = self._single
 
     def __call__(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generator_states: list[Tensor]
+        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Gradients ``(N, P)`` and the losses ``(N,)`` that observations and rewards use.
 
@@ -75,7 +75,7 @@ class GradientFunction:
             buffers: Each ``(N, …)``; updated in place, as in a forward pass in training mode.
             inputs: ``(N, B, …)``.
             targets: ``(N, B, …)``.
-            generator_states: States ``(N,)`` of the members' own generators, for models that draw while they train; updated.
+            generators: The members' own ``(N,)``, for models that draw while they train; advanced.
         """
         if self.engine == "batched":
             gradients, losses = self._function(parameters, buffers, inputs, targets)
@@ -85,12 +85,32 @@ class GradientFunction:
             own_buffers = {name: buffer[i] for name, buffer in buffers.items()}
             if self.is_stochastic:
                 with preserved_global_generators():
-                    torch.set_rng_state(generator_states[i])
+                    torch.set_rng_state(generators[i].get_state())
                     results.append(self._function(parameters[i], own_buffers, inputs[i], targets[i]))
-                    generator_states[i] = torch.get_rng_state()
+                    generators[i].set_state(torch.get_rng_state())
             else:
                 results.append(self._function(parameters[i], own_buffers, inputs[i], targets[i]))
         return torch.stack([gradient for gradient, _ in results]), torch.stack([loss for _, loss in results])
+
+    def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """The losses ``(N,)`` alone, in training mode; arguments as above, but buffers and generators stay as they are."""
+
+        def observed(flat: Tensor, own_buffers: Buffers, own_inputs: Tensor, own_targets: Tensor) -> Tensor:
+            return self._losses(self.layout.views(flat), own_buffers, own_inputs, own_targets)[1]
+
+        if self.engine == "batched":
+            result: Tensor = vmap(observed)(parameters, _clone(buffers), inputs, targets)
+            return result
+        losses = []
+        for i in range(self._num_members):
+            arguments = (parameters[i], _clone(buffers, i), inputs[i], targets[i])
+            if self.is_stochastic:
+                with preserved_global_generators():
+                    torch.set_rng_state(generators[i].get_state())
+                    losses.append(observed(*arguments))
+            else:
+                losses.append(observed(*arguments))
+        return torch.stack(losses)
 
     def choose(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> None:
         """Probes the engines on a first batch and keeps the fastest one that agrees with plain autograd.
@@ -175,70 +195,54 @@ class GradientFunction:
 
 
 class EvaluationFunction:
-    """Sums of losses and metrics of N models over examples, without gradients."""
+    """Sums of losses and metrics of N models over examples that all see, in evaluation mode and without gradients."""
 
-    def __init__(self, task: Task, model: nn.Module, layout: ParameterLayout, batched: bool) -> None:
-        self._task, self._model, self._layout, self._batched = task, model, layout, batched
-        self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
-        self._untraceable: set[tuple[Any, ...]] = set()
+    def __init__(self, task: Task, model: nn.Module, layout: ParameterLayout, batched: bool, backend: Backend) -> None:
+        self._task, self._model, self._layout, self._batched, self._backend = task, model, layout, batched, backend
+        self._graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}  # None for what cannot be traced
 
-    def __call__(
-        self,
-        parameters: Tensor,
-        buffers: Buffers,
-        inputs: Tensor,
-        targets: Tensor,
-        input_scales: Tensor | None,
-        generator_states: list[Tensor],
-        *,
-        shared: bool,
-        training: bool,
-    ) -> Tensor:
+    def __call__(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None) -> Tensor:
         """Sums over examples, ``(N, 2)``: observed loss and metric (0 where the task has none).
 
         Args:
             parameters: ``(N, P)``.
             buffers: Each ``(N, …)``; not changed.
-            inputs: ``(M, …)`` where shared, else ``(N, M, …)``.
-            targets: ``(M, …)`` where shared, else ``(N, M, …)``.
+            inputs: ``(M, …)``.
+            targets: ``(M, …)``.
             input_scales: Factors ``(N,)`` on the inputs, or None.
-            generator_states: States ``(N,)`` of the members' own generators, for models that draw; not changed.
-            shared: Whether all members see the same examples.
-            training: Whether the pass is made in training mode.
         """
         if self._batched:
-            axis = None if shared else 0
-            function = vmap(self._sums, in_dims=(0, 0, axis, axis, None if input_scales is None else 0))
-            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), generator_states[0], training)
+            function = vmap(self._sums, in_dims=(0, 0, None, None, None if input_scales is None else 0))
+            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales))
         rows = []
         for i in range(len(parameters)):
-            examples = (inputs, targets) if shared else (inputs[i], targets[i])
             scale = None if input_scales is None else input_scales[i]
-            rows.append(self._run(self._sums, (parameters[i], _clone(buffers, i), *examples, scale), generator_states[i], training))
+            rows.append(self._run(self._sums, (parameters[i], _clone(buffers, i), inputs, targets, scale)))
         return torch.stack(rows)
 
-    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], generator_state: Tensor, training: bool) -> Tensor:
-        key = (training, *(argument.shape if isinstance(argument, Tensor) else None for argument in arguments))
+    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> Tensor:
+        key = tuple(argument.shape if isinstance(argument, Tensor) else None for argument in arguments)
         with torch.no_grad():
-            if key in self._graphs:
-                return self._graphs[key](*arguments)
-            with preserved_global_generators():  # a pass in training mode may draw
-                self._model.train(training)
-                torch.set_rng_state(generator_state)
-                try:
+            graph = self._graphs.get(key)
+            if graph is not None:
+                return graph(*arguments)
+            self._model.eval()
+            try:
+                with preserved_global_generators():  # a model may draw even here
+                    before = torch.get_rng_state()
                     result = function(*arguments)
-                    draws = not torch.equal(generator_state, torch.get_rng_state())
-                    if not draws and key not in self._untraceable:
-                        self._try_trace(key, function, arguments)
-                finally:
-                    self._model.train()
+                    if key not in self._graphs:
+                        draws = not torch.equal(before, torch.get_rng_state())
+                        self._graphs[key] = None if draws else self._try_trace(function, arguments)
+            finally:
+                self._model.train()
         return result
 
-    def _try_trace(self, key: tuple[Any, ...], function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> None:
+    def _try_trace(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> Callable[..., Tensor] | None:
         try:
-            self._graphs[key] = interpreted(flat_graph(function, arguments), arguments)
+            return self._backend(flat_graph(function, arguments), arguments)
         except Exception:  # control flow that depends on data: the model is run as it is, every time
-            self._untraceable.add(key)
+            return None
 
     def _sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None) -> Tensor:
         if input_scale is not None:

@@ -23,8 +23,8 @@ class Optimizer(Protocol):
         """State tensors, all zero, shaped like ``parameters (N, P)``."""
         ...
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
-        """Advances ``state`` in place by ``gradients (N, P)`` and returns ``u (N, P)``; ``steps (N, 1)`` counts from 1."""
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The directions ``u (N, P)`` of ``gradients (N, P)``, and the next state; ``steps (N, 1)`` counts from 1."""
         ...
 
 
@@ -45,13 +45,12 @@ class SGD:
         """``{"momentum": (N, P)}``, or nothing without momentum."""
         return {"momentum": torch.zeros_like(parameters)} if self.momentum else {}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Optimizer`."""
         if not self.momentum:
-            return gradients
-        buffer = state["momentum"].mul_(self.momentum).add_(gradients)
-        # A copy where the buffer itself is the direction: the next step changes the buffer in place.
-        return gradients.add(buffer, alpha=self.momentum) if self.nesterov else buffer.clone()
+            return gradients, {}
+        momentum = gradients.add(state["momentum"], alpha=self.momentum)
+        return gradients.add(momentum, alpha=self.momentum) if self.nesterov else momentum, {"momentum": momentum}
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,15 @@ class Adam:
         """``{"first_moment": (N, P), "second_moment": (N, P)}``."""
         return {"first_moment": torch.zeros_like(parameters), "second_moment": torch.zeros_like(parameters)}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> Tensor:
+    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Optimizer`."""
-        first = state["first_moment"].lerp_(gradients, 1 - self.beta1)
-        second = state["second_moment"].mul_(self.beta2).addcmul_(gradients, gradients, value=1 - self.beta2)
+        first = state["first_moment"].lerp(gradients, 1 - self.beta1)
+        second = (state["second_moment"] * self.beta2).addcmul(gradients, gradients, value=1 - self.beta2)
         count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
         correction1 = (1 - self.beta1**count).to(gradients.dtype)  # (N, 1)
         correction2 = (1 - self.beta2**count).sqrt().to(gradients.dtype)
-        denominator = second.sqrt().div_(correction2).add_(self.epsilon)
-        return first.div(denominator).div_(correction1)
+        denominator = second.sqrt() / correction2 + self.epsilon
+        return first / denominator / correction1, {"first_moment": first, "second_moment": second}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """N independent trainings of one task, advanced together.
 
-All parameters lie in one tensor ``(N, P)``. A step is split where a controller decides, in the paper's order (Xu et al. 2017):
-:meth:`Population.compute_gradients` takes the minibatch loss and gradient at ``w_t``; :meth:`Population.update` applies a rate
-to that very gradient; :meth:`Population.advance` moves on to the next minibatch. One forward and one backward pass a step.
+All parameters lie in one tensor ``(N, P)``. A step follows the paper's order (Xu et al. 2017): the minibatch loss and gradient at
+``w_t`` are computed, a controller sees them, and its rate is applied to that very gradient. One pass thus begins by applying the last
+rate and ends with the next gradient: one forward and one backward pass a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,39 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.checks import unknown_name
-from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
+from lr_env.checks import positive_integer, unknown_name
+from lr_env.seeding import Streams
 from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
+from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Optimizer
-from lr_env.training.tracing import Argument, interpreted
+from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain
 
 SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
 """Names of the signals beside the loss."""
 
-Pass: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""Gradients, directions and signals of all members."""
+State: TypeAlias = dict[str, Tensor]
+"""What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``."""
 
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
 
 
-@dataclass(frozen=True)
-class Signals:
-    """What a controller may see of N trainings.
-
-    Attributes:
-        values: ``(R, N)``, float64, with the rows that :func:`signal_rows` names: the losses ``ℓ(B_t; w_t)``, then the named signals,
-            summed over parameter groups.
-    """
-
-    values: np.ndarray
-
-
 def signal_rows(names: frozenset[str]) -> list[str]:
-    """The rows of :class:`Signals` that hold these signals: the loss first, then the others in the order of :data:`SIGNALS`."""
+    """The rows of the signals of a step: the loss first, then these in the order of :data:`SIGNALS`."""
     return ["loss", *(name for name in SIGNALS if name in names)]
 
 
@@ -63,19 +53,27 @@ class Population:
     """N trainings side by side. A member depends on its own seed alone, whatever its neighbours do.
 
     Args:
-        task: What is trained.
+        task: What is trained: a task, or a family of one variant.
         num_members: N, at least 1.
         optimizer: Update directions, from :func:`lr_env.training.make_optimizer`.
-        signals: Names from :data:`SIGNALS` that :meth:`compute_gradients` returns beside the loss.
+        signals: Names from :data:`SIGNALS` that a step returns beside the loss.
         gradients: ``"auto"``, ``"batched"`` or ``"looped"``; see :mod:`lr_env.training.gradients`.
         dtype: ``"float32"`` or ``"float64"``.
+        compile: Whether ``torch.compile``'s backend makes one kernel of many operations; takes seconds, at the first step.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
+
+    Attributes:
+        state: See :data:`State`.
+        steps: SGD steps made, ``(N,)``.
 
     Raises:
+        RuntimeError: If ``compile`` is asked for and no C++ compiler is found, or ``device="cuda"`` and there is no GPU.
         ValueError: If an argument is out of range, or ``gradients="batched"`` does not work for the model.
     """
 
     _evaluation: EvaluationFunction | None
-    _pass: Pass | None
+    _take_step: Callable[..., Any] | None
+    _take_losses: Callable[..., Any] | None
 
     def __init__(
         self,
@@ -86,30 +84,27 @@ class Population:
         signals: frozenset[str] = frozenset(),
         gradients: Engine = "auto",
         dtype: str = "float32",
+        compile: bool = False,  # noqa: A002  (torch's word)
+        device: str = "cpu",
     ) -> None:
-        if num_members < 1:
-            raise ValueError(f"A population has at least 1 member, but {num_members} was given.")
         dtypes = {"float32": torch.float32, "float64": torch.float64}
         if dtype not in dtypes:
             raise unknown_name("dtype", dtype, dtypes)
         self.family = as_family(task)
-        self.task = self.family.task
-        self.num_members = num_members
+        self.task = self.family.variants[0]
+        self.num_members = positive_integer("num_members", num_members)
         self.optimizer = optimizer
-        self.dtype, self._numpy_dtype = dtypes[dtype], np.dtype(dtype)
-        self._signals, self._engine = signals, gradients
+        self.dtype, self.device = dtypes[dtype], resolve_device(device)
+        self._signals, self._engine, self._compile = signals, gradients, compile
         self._build_functions()
-        layout = self._gradient_function.layout
-        self.parameters = torch.zeros(num_members, layout.size, dtype=self.dtype)
-        self.buffers = {name: buffer.new_zeros((num_members, *buffer.shape)) for name, buffer in self._template.named_buffers()}
-        self.optimizer_state = optimizer.initial_state(self.parameters)
-        self.batches = Batches(self.family, num_members, self.dtype)
-        self._steps = torch.zeros(num_members, 1, dtype=torch.int64)
-        self.steps = self._steps.numpy()[:, 0]  # a view
-        self.gradients = torch.zeros_like(self.parameters)
-        self.previous_gradients = torch.zeros_like(self.parameters)
-        self.directions = self.gradients
-        self._generator_states: list[Tensor] = [torch.get_rng_state()] * num_members
+        parameters = torch.zeros(num_members, self._gradient_function.layout.size, dtype=self.dtype, device=self.device)
+        self.state: State = {"parameters": parameters, "gradients": torch.zeros_like(parameters), "directions": torch.zeros_like(parameters)}
+        self.state |= {f"optimizer.{name}": value for name, value in optimizer.initial_state(parameters).items()}
+        for name, buffer in self._template.named_buffers():
+            self.state[f"buffer.{name}"] = buffer.new_zeros((num_members, *buffer.shape))
+        self.batches = Batches(self.family, num_members, self.dtype, self.device)
+        self.steps = np.zeros(num_members, np.int64)
+        self._generators = [torch.Generator() for _ in range(num_members)]
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -117,74 +112,156 @@ class Population:
         """The engine in use: ``"auto"`` until the first gradient."""
         return self._gradient_function.engine
 
+    @property
+    def parameters(self) -> Tensor:
+        """The weights, ``(N, P)``."""
+        return self.state["parameters"]
+
+    @property
+    def gradients(self) -> Tensor:
+        """At the weights on the present minibatches, ``(N, P)``."""
+        return self.state["gradients"]
+
+    @property
+    def directions(self) -> Tensor:
+        """The optimizer's, at unit rate, ``(N, P)``."""
+        return self.state["directions"]
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The models' buffers by name, each ``(N, …)``."""
+        return _part(self.state, "buffer.")
+
     def restart(self, members: np.ndarray, streams: list[Streams]) -> None:
         """Gives members ``(K,)`` new weights, a new data order and new draws of the family, from their streams ``(K,)``."""
         rows = torch.from_numpy(members)
-        layout = self._gradient_function.layout
-        with preserved_global_generators(), torch.no_grad():
-            for member, stream in zip(members, streams, strict=True):
-                seed_global_generators(stream.weights)
-                model = self.task.initialise().to(self.dtype)
-                self.parameters[member] = layout.flatten(dict(model.named_parameters()))
-                for name, buffer in model.named_buffers():
-                    self.buffers[name][member] = buffer
-                self._generator_states[member] = torch.get_rng_state()
-        for state in self.optimizer_state.values():
-            state[rows] = 0
-        self.gradients[rows] = 0
-        self.directions[rows] = 0  # a diverged one times a rate of 0 would spoil the new weights
+        weights = {name: value for name, value in self.state.items() if name.startswith(("parameters", "buffer."))}
+        host = {name: value.cpu() for name, value in weights.items()}  # the same tensors where they lie there already
+        generators = self._initialiser(host["parameters"], _part(host, "buffer."), members, [stream.weights for stream in streams])
+        for name, value in weights.items():
+            if value.device != host[name].device:
+                value.copy_(host[name])
+        for member, generator in zip(members.tolist(), generators, strict=True):
+            self._generators[member] = generator
+        for name, value in self.state.items():
+            if name not in weights:
+                value[rows] = 0  # a diverged direction, times a rate of 0, would spoil the new weights
         self.steps[members] = 0
-        scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams]) if self.family.varies else None
+        scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams]) if self.family.varies_inputs else None
         self.batches.restart(members, [stream.order for stream in streams], scales)
 
-    def compute_gradients(self, members: np.ndarray | None = None) -> Signals:
-        """Loss, gradient and update direction of members ``(K,)``, or all, at their weights on their current batch.
+    def begin(self, members: np.ndarray | None = None) -> np.ndarray:
+        """The first gradient of restarted members ``(K,)``, or all; signals as :meth:`step`."""
+        with self.others_kept(members):
+            return self.train(np.zeros((self.num_members, 1)))
 
-        All N members are computed in any case, so that a member's bits do not depend on which others are asked for. Signals of the
-        others are not meaningful.
+    def step(self, rates: np.ndarray, members: np.ndarray | None = None) -> np.ndarray:
+        """Applies rates to the gradients at hand, moves on to the next minibatch and takes its gradients.
+
+        Args:
+            rates: ``(N, G)``.
+            members: Members ``(K,)`` that take the step; None for all.
+
+        Returns:
+            Signals ``(R, N)``, float64, with the rows that :func:`signal_rows` names: the losses ``ℓ(B_t; w_t)``, then the signals, summed
+            over parameter groups. Those of members that took no step are not meaningful.
         """
-        compute = self._pass or self._choose_pass()
-        if members is None:
-            self.previous_gradients = self.gradients
-            self.gradients, self.directions, signals = compute(*self._pass_arguments())
-        else:
-            rows = torch.from_numpy(members)
-            changed = self._changing_tensors()
-            before = {name: tensor.clone() for name, tensor in changed.items()}
-            generator_states = list(self._generator_states)
-            gradients, directions, signals = compute(*self._pass_arguments())
-            for name, tensor in changed.items():  # the others are as if nothing had happened
-                before[name][rows] = tensor[rows]
-                tensor.copy_(before[name])
-            for member in members:
-                generator_states[member] = self._generator_states[member]
-            self._generator_states[:] = generator_states
-            # New tensors: the old ones may share their memory.
-            self.previous_gradients = self.previous_gradients.index_copy(0, rows, self.gradients[rows])
-            self.directions = self.directions.index_copy(0, rows, directions[rows])
-            self.gradients = self.gradients.index_copy(0, rows, gradients[rows])
-        return Signals(signals.numpy().astype(np.float64))
+        self.move_on(members)
+        with self.others_kept(members):
+            return self.train(rates)
 
-    def update(self, rates: np.ndarray, members: np.ndarray | None = None) -> None:
-        """``w ← w − rate · u`` with rates ``(N, G)``, for members ``(K,)``, or all."""
-        if members is None:
-            self.steps += 1
-        else:
-            active = np.zeros((self.num_members, 1), bool)
-            active[members] = True
-            rates = np.where(active, rates, 0.0)
-            self.steps[members] += 1
-        self.parameters.addcmul_(self.directions, torch.from_numpy(rates.astype(self._numpy_dtype)), value=-1)
+    def train(self, rates: np.ndarray) -> np.ndarray:
+        """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; signals as :meth:`step`."""
+        arguments = (self.state, self.steps_tensor(), torch.from_numpy(rates).to(self.device), *self.batch())
+        if self._take_step is None:
+            self._take_step = self.fused(self.transition, arguments)
+        self.state, signals = self._take_step(*arguments)
+        result: np.ndarray = signals.cpu().numpy()
+        return result
 
-    def advance(self, members: np.ndarray | None = None) -> None:
-        """Moves members ``(K,)``, or all, to their next minibatch."""
+    def move_on(self, members: np.ndarray | None = None) -> None:
+        """Members ``(K,)``, or all, count one more step and go to their next minibatch, for :meth:`transition`."""
+        self.steps[_rows(members)] += 1
         self.batches.advance(members)
 
-    def current_batch_losses(self) -> np.ndarray:
-        """Losses ``(N,)`` of all members at their present weights on their current minibatch, in training mode: one more forward pass."""
-        inputs, targets = self.batches.current()
-        sums = self._evaluation_function()(self.parameters, self.buffers, inputs, targets, None, self._generator_states, shared=False, training=True)
-        return (sums[:, 0] / targets.shape[1]).numpy().astype(np.float64)
+    def transition(self, state: State, steps: Tensor, rates: Tensor, *batch: Tensor | None) -> tuple[State, Tensor]:
+        """``w ← w − rate · u``, then loss, gradient and direction at the new weights: a pure function, to be part of a graph.
+
+        Args:
+            state: See :data:`State`.
+            steps: SGD steps made, this one included, ``(N, 1)``.
+            rates: ``(N, G)``.
+            *batch: See :meth:`batch`.
+
+        Returns:
+            The next state, and signals ``(R, N)``, float64.
+        """
+        # addcmul rounds as `torch.optim.SGD` does.
+        parameters = torch.addcmul(state["parameters"], state["directions"], rates.to(self.dtype), value=-1)
+        buffers = {name: value.clone() for name, value in _part(state, "buffer.").items()}  # a forward pass changes them in place
+        inputs, targets = self.batches.gather(*batch)  # type: ignore[arg-type]  # only the scales may be None
+        gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generators)
+        directions, optimizer_state = self.optimizer.directions(gradients, _part(state, "optimizer."), steps + 1)
+        factors = {
+            "gradient_norm_squared": (gradients, gradients),
+            "gradient_dot_previous": (gradients, state["gradients"]),
+            "gradient_dot_direction": (gradients, directions),
+            "direction_norm_squared": (directions, directions),
+            "weight_norm_squared": (parameters, parameters),
+        }
+        rows, computed = [losses], {}
+        for name in signal_rows(self._signals)[1:]:
+            left, right = factors[name]
+            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
+            if key not in computed:
+                computed[key] = torch.linalg.vecdot(left, right)
+            rows.append(computed[key])
+        following = {"parameters": parameters, "gradients": gradients, "directions": directions}
+        following |= {f"optimizer.{name}": value for name, value in optimizer_state.items()}
+        following |= {f"buffer.{name}": value for name, value in buffers.items()}
+        return following, torch.stack(rows).double()
+
+    def batch(self) -> tuple[Tensor | None, ...]:
+        """The current minibatches, as :meth:`transition` takes them: the data, where the batches lie in them, scales of the inputs."""
+        return (*self.batches.references(), self.batches.input_scales)
+
+    def fused(self, function: Callable[..., Any], arguments: tuple[Argument, ...]) -> Callable[..., Any]:
+        """A function that calls :meth:`transition`, as one graph where the model allows it; for arguments of these shapes.
+
+        The first call must follow the first :meth:`restart`, as the engine of the gradients is chosen on the first batch.
+        """
+        self._choose_engine()
+        return self._backend(function, arguments) if self._gradient_function.is_plain else plain(function, arguments)
+
+    @contextmanager
+    def others_kept(self, members: np.ndarray | None) -> Iterator[None]:
+        """All members are computed in any case, so that a member's bits don't depend on the others; but those not among ``members
+        (K,)`` are afterwards as they were.
+        """
+        if members is None or len(members) == self.num_members:
+            yield
+            return
+        others = np.setdiff1d(np.arange(self.num_members), members)
+        rows = torch.from_numpy(others)
+        before = {name: value[rows] for name, value in self.state.items()}
+        generators = [self._generators[member].get_state() for member in others] if self._gradient_function.is_stochastic else []
+        yield
+        for name, value in self.state.items():
+            value[rows] = before[name]
+        for member, generator_state in zip(others, generators, strict=False):
+            self._generators[member].set_state(generator_state)
+
+    def losses_on(self, inputs: Tensor, targets: Tensor) -> np.ndarray:
+        """Losses ``(N,)``, float64, of the present weights on given minibatches ``(N, B, …)``, in training mode: one forward pass."""
+        arguments = (self.state["parameters"], self.state, inputs, targets)
+        if self._take_losses is None:
+            self._take_losses = self.fused(self.losses_after, arguments)
+        losses: np.ndarray = self._take_losses(*arguments).cpu().numpy()
+        return losses
+
+    def losses_after(self, parameters: Tensor, state: State, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The same for parameters ``(N, P)`` and the buffers of a state: a pure function, to be part of a graph."""
+        return self._gradient_function.losses(parameters, _part(state, "buffer."), inputs, targets, self._generators).double()
 
     def evaluate(self, split: SplitName, subset: np.ndarray | None = None) -> Evaluation:
         """Mean loss and metric of all members over a split, in evaluation mode.
@@ -200,103 +277,48 @@ class Population:
         if subset is not None:
             rows = torch.from_numpy(subset)
             inputs, targets = inputs[rows], targets[rows]
+        evaluation = self._choose_engine()
         chunk = max(1, EXAMPLES_PER_PASS // self.num_members)
-        sums = torch.zeros(self.num_members, 2, dtype=torch.float64)
+        sums = torch.zeros(self.num_members, 2, dtype=torch.float64, device=self.device)
+        parameters, buffers = self.state["parameters"], _part(self.state, "buffer.")
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
-            examples = inputs[part], targets[part], self.batches.input_scales
-            sums += self._evaluation_function()(self.parameters, self.buffers, *examples, self._generator_states, shared=True, training=False)
-        means = (sums / len(inputs)).numpy()
+            sums += evaluation(parameters, buffers, inputs[part], targets[part], self.batches.input_scales)
+        means = (sums / len(inputs)).cpu().numpy()
         return Evaluation(means[:, 0], None if self.task.metric is None else means[:, 1])
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Everything that determines the future of members ``(K,)``: tensors, arrays and plain data."""
         rows = torch.from_numpy(members)
         return {
-            "tensors": {name: tensor[rows] for name, tensor in self._member_tensors().items()},
+            "tensors": {name: value[rows] for name, value in self.state.items()},
             "steps": self.steps[members],
-            "generators": torch.stack([self._generator_states[member] for member in members]),
+            "generators": [self._generators[member].get_state() for member in members],
             "batches": self.batches.get_state(members),
         }
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         rows = torch.from_numpy(members)
-        for name, tensor in self._member_tensors().items():
-            if name in ("gradients", "previous_gradients", "directions"):
-                setattr(self, name, tensor.index_copy(0, rows, state["tensors"][name]))  # these may share their memory
-            else:
-                tensor[rows] = state["tensors"][name]
+        for name, value in self.state.items():
+            # Two of them may share their memory, the direction and the gradient of SGD; then both hold the same values.
+            value[rows] = state["tensors"][name]
         self.steps[members] = state["steps"]
         for member, generator_state in zip(members, state["generators"], strict=True):
-            self._generator_states[member] = generator_state.clone()
+            self._generators[member] = torch.Generator()
+            self._generators[member].set_state(generator_state)
         self.batches.set_state(state["batches"], members)
 
-    def _member_tensors(self) -> dict[str, Tensor]:
-        return {
-            "parameters": self.parameters,
-            "gradients": self.gradients,
-            "previous_gradients": self.previous_gradients,
-            "directions": self.directions,
-            **self._changing_tensors(),
-        }
+    def steps_tensor(self) -> Tensor:
+        """:attr:`steps` as ``(N, 1)``."""
+        return torch.from_numpy(self.steps).unsqueeze(1).to(self.device)
 
-    def _changing_tensors(self) -> dict[str, Tensor]:
-        """What a pass changes in place."""
-        return {
-            **{f"buffer.{name}": tensor for name, tensor in self.buffers.items()},
-            **{f"optimizer.{name}": tensor for name, tensor in self.optimizer_state.items()},
-        }
-
-    def _compute(
-        self,
-        parameters: Tensor,
-        buffers: dict[str, Tensor],
-        optimizer_state: dict[str, Tensor],
-        steps: Tensor,
-        previous_gradients: Tensor,
-        inputs: Tensor,
-        targets: Tensor,
-        indices: Tensor,
-        input_scales: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients ``(N, P)``, directions ``(N, P)`` and signals ``(R, N)``; buffers and optimizer state change in place."""
-        inputs, targets = self.batches.gather(inputs, targets, indices, input_scales)
-        gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generator_states)
-        directions = self.optimizer.directions(gradients, optimizer_state, steps + 1)
-        factors = {
-            "gradient_norm_squared": (gradients, gradients),
-            "gradient_dot_previous": (gradients, previous_gradients),
-            "gradient_dot_direction": (gradients, directions),
-            "direction_norm_squared": (directions, directions),
-            "weight_norm_squared": (parameters, parameters),
-        }
-        rows, computed = [losses], {}
-        for name in signal_rows(self._signals)[1:]:
-            left, right = factors[name]
-            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
-            if key not in computed:
-                computed[key] = torch.linalg.vecdot(left, right)
-            rows.append(computed[key])
-        return gradients, directions, torch.stack(rows)
-
-    def _pass_arguments(self) -> tuple[Argument, ...]:
-        references = self.batches.references()
-        return (self.parameters, self.buffers, self.optimizer_state, self._steps, self.gradients, *references, self.batches.input_scales)
-
-    def _choose_pass(self) -> Pass:
-        """Chooses the engine, and fuses the whole pass into one graph where the engine allows it."""
-        gradients = self._gradient_function
-        gradients.choose(self.parameters, self.buffers, *self.batches.current())
-        self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched")
-        self._pass = interpreted(self._compute, self._pass_arguments()) if gradients.is_plain else torch.no_grad()(self._compute)
-        return self._pass
-
-    def _evaluation_function(self) -> EvaluationFunction:
-        """It follows the engine of the gradients."""
+    def _choose_engine(self) -> EvaluationFunction:
+        """Chooses the engine of the gradients on the first batch; evaluations follow it."""
         if self._evaluation is None:
-            self._choose_pass()
-        assert self._evaluation is not None
+            gradients = self._gradient_function
+            gradients.choose(self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
+            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched", self._backend)
         return self._evaluation
 
     def _split(self, name: SplitName) -> tuple[Tensor, Tensor]:
@@ -306,19 +328,43 @@ class Population:
         return self._splits[name]
 
     def _build_functions(self) -> None:
-        self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.dtype)
+        self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
         self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine)
+        self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
+        self._backend: Backend = compiled if self._compile else interpreted
         self._evaluation = None
-        self._pass = None
+        self._take_step = self._take_losses = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_template", "_gradient_function", "_evaluation", "_pass", "_steps"):  # traced graphs: built anew
+        for name in ("_template", "_gradient_function", "_initialiser", "_backend", "_evaluation", "_take_step", "_take_losses"):  # graphs: built anew
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._steps = torch.from_numpy(self.steps).unsqueeze(1)
         self._build_functions()
-        self._choose_pass()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        RuntimeError: If it is ``"cuda"`` and there is no GPU.
+        ValueError: If the name is unknown.
+    """
+    if name not in ("cpu", "cuda", "auto"):
+        raise unknown_name("device", name, ("cpu", "cuda", "auto"))
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError('device="cuda" was given, but PyTorch finds no GPU; use device="auto" or "cpu".')
+    return torch.device(name)
+
+
+def _part(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _rows(members: np.ndarray | None) -> np.ndarray | slice:
+    return slice(None) if members is None else members

@@ -1,0 +1,264 @@
+"""Trainings that don't share one population: of different variants, or in processes of their own. Groups of them, behind one interface."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from lr_env.checks import positive_integer
+from lr_env.episodes import Episodes, Execution, Outcome, find_family
+from lr_env.mdp import MDP
+from lr_env.tasks import Task, TaskFamily
+from lr_env.tasks.task import SplitName
+from lr_env.training import Evaluation
+
+
+def make_episodes(
+    task: str | Task | TaskFamily,
+    num_members: int,
+    mdp: MDP,
+    horizon: int | None = None,
+    execution: Execution = Execution(),  # noqa: B008  (immutable)
+    variant: int | None = None,
+    num_processes: int = 1,
+) -> Episodes | EpisodeGroups:
+    """N episodes, in as few groups as possible.
+
+    Args:
+        task: A task, a registered name, or a family.
+        num_members: N.
+        mdp: The decision process.
+        horizon: SGD steps of an episode; None for each task's default.
+        execution: How trainings are computed.
+        variant: The family's variant of all members; None for variant i mod ``num_variants`` of member i.
+        num_processes: Processes over which members are spread, each with ``execution.num_threads``; with 1, there is none but this.
+
+    Raises:
+        TypeError: If the task is none.
+        ValueError: If a name is unknown or a number is out of range.
+    """
+    family, num_members = find_family(task), positive_integer("num_envs", num_members)
+    if positive_integer("num_processes", num_processes) > num_members:
+        raise ValueError(f"num_processes must not exceed the number of members, {num_members}, but {num_processes} was given.")
+    if variant is not None:
+        family = family.variant(variant)
+    variants = np.arange(num_members) % family.num_variants
+    if num_processes == 1:
+        return _make_local(family, variants, mdp, horizon, execution)
+    shares = np.array_split(np.arange(num_members), num_processes)
+    return EpisodeGroups([(RemoteEpisodes(family, variants[share], mdp, horizon, execution), share) for share in shares], mdp, variants)
+
+
+def _make_local(family: TaskFamily, variants: np.ndarray, mdp: MDP, horizon: int | None, execution: Execution) -> Episodes | EpisodeGroups:
+    """Episodes of members with these variants ``(N,)``."""
+    groups = []
+    for variant in np.unique(variants):
+        members = np.flatnonzero(variants == variant)
+        groups.append((Episodes(family.variant(int(variant)), len(members), mdp, horizon, execution), members))
+    return groups[0][0] if len(groups) == 1 else EpisodeGroups(groups, mdp, variants)
+
+
+class EpisodeGroups:
+    """Groups of episodes with the interface of :class:`lr_env.episodes.Episodes`; groups in other processes compute at the same time.
+
+    Args:
+        groups: Episodes, and which members ``(K,)`` of the whole they are.
+        mdp: The decision process of all.
+        variants: Each member's variant, ``(N,)``.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Episodes | EpisodeGroups | RemoteEpisodes, np.ndarray]], mdp: MDP, variants: np.ndarray) -> None:
+        self._groups, self._variants, self.mdp = list(groups), variants, mdp
+        self.num_members = len(variants)
+        process = mdp.begin(1, 1, 0.0)  # for its spaces alone
+        self.observation_space, self.action_space, self._parse_actions = process.observation_space, process.action_space, process.parse_actions
+        self.lower_bounds, self.horizons = np.zeros(self.num_members), np.zeros(self.num_members, np.int64)
+        for episodes, members in self._groups:
+            self.lower_bounds[members], self.horizons[members] = episodes.lower_bounds, episodes.horizons
+        self._outcome: Outcome | None = None
+
+    def parse_actions(self, actions: Any) -> np.ndarray:
+        """See :meth:`lr_env.mdp.DecisionProcess.parse_actions`."""
+        return self._parse_actions(actions, self.num_members)
+
+    def restart(self, members: np.ndarray, seeds: Sequence[int | None]) -> None:
+        """See :class:`lr_env.episodes.Episodes`."""
+        given = dict(zip(members.tolist(), seeds, strict=True))
+        arguments: list[tuple[Any, ...] | None] = []
+        for _, own in self._groups:
+            local = np.flatnonzero(np.isin(own, members))
+            arguments.append((local, [given[member] for member in own[local].tolist()]) if len(local) else None)
+        self._call("restart", arguments)
+
+    def begin(self, members: np.ndarray) -> Outcome:
+        """See :class:`lr_env.episodes.Episodes`."""
+        chosen = [np.flatnonzero(np.isin(own, members)) for _, own in self._groups]
+        return self._joined("begin", [(local,) if len(local) else None for local in chosen])
+
+    def step(self, actions: np.ndarray, members: np.ndarray | None = None, restarting: np.ndarray | None = None) -> Outcome:
+        """See :class:`lr_env.episodes.Episodes`."""
+        if members is None:
+            return self._joined("step", [(actions[own],) for _, own in self._groups])
+        beginning = members[:0] if restarting is None else restarting
+        begun, arguments = [], []
+        for _, own in self._groups:
+            acting, fresh = (np.flatnonzero(np.isin(own, some)) for some in (members, beginning))
+            begun.append((fresh,) if len(fresh) and not len(acting) else None)
+            arguments.append((actions[own], acting, fresh if len(fresh) else None) if len(acting) else None)
+        if any(group is not None for group in begun):
+            self._joined("begin", begun)
+        return self._joined("step", arguments)
+
+    def evaluate(self, split: SplitName) -> Evaluation:
+        """See :class:`lr_env.episodes.Episodes`; the metric of a task that has none is not a number."""
+        losses, metrics = np.zeros(self.num_members), np.full(self.num_members, np.nan)
+        evaluations: list[Evaluation] = self._call("evaluate", [(split,)] * len(self._groups))
+        for (_, own), evaluation in zip(self._groups, evaluations, strict=True):
+            losses[own] = evaluation.losses
+            if evaluation.metrics is not None:
+                metrics[own] = evaluation.metrics
+        return Evaluation(losses, None if all(evaluation.metrics is None for evaluation in evaluations) else metrics)
+
+    def get_state(self, members: np.ndarray) -> dict[str, Any]:
+        """See :class:`lr_env.episodes.Episodes`."""
+        states = []
+        for member in members.tolist():
+            group, local = self._find(member)
+            states.append(self._call("get_state", [(local,) if index == group else None for index in range(len(self._groups))])[group])
+        return {"variants": self._variants[members], "members": states}
+
+    def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
+        """See :class:`lr_env.episodes.Episodes`.
+
+        Raises:
+            ValueError: If a member is to get the state of another variant.
+        """
+        if (state["variants"] != self._variants[members]).any():
+            raise ValueError(f"States of variants {state['variants'].tolist()} can't be put into members of variants {self._variants[members].tolist()}.")
+        for member, own_state in zip(members.tolist(), state["members"], strict=True):
+            group, local = self._find(member)
+            self._call("set_state", [(own_state, local) if index == group else None for index in range(len(self._groups))])
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for episodes, _ in self._groups:
+            episodes.close()
+
+    def _find(self, member: int) -> tuple[int, np.ndarray]:
+        for index, (_, own) in enumerate(self._groups):
+            if member in own:
+                return index, np.flatnonzero(own == member)
+        raise AssertionError(f"No group has member {member}.")
+
+    def _call(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> list[Any]:
+        """The results of a method of each group; None for groups without arguments. Other processes go first, so that all are at work."""
+        for (episodes, _), own in zip(self._groups, arguments, strict=True):
+            if isinstance(episodes, RemoteEpisodes) and own is not None:
+                episodes.send(method, own)
+        results: list[Any] = []
+        for (episodes, _), own in zip(self._groups, arguments, strict=True):
+            if own is None:
+                results.append(None)
+            else:
+                results.append(episodes.receive() if isinstance(episodes, RemoteEpisodes) else getattr(episodes, method)(*own))
+        return results
+
+    def _joined(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> Outcome:
+        """The outcomes of a method of the groups as one; members of groups without arguments are as they were, without reward."""
+        outcomes: list[Outcome | None] = self._call(method, arguments)
+        if self._outcome is None:
+            example = next(outcome for outcome in outcomes if outcome is not None)
+            empty = {field.name: getattr(example, field.name) for field in fields(Outcome)}
+            whole = Outcome(**{name: np.zeros((self.num_members, *value.shape[1:]), value.dtype) for name, value in empty.items()})
+        else:
+            whole = self._outcome.without_events()
+        for (_, own), outcome in zip(self._groups, outcomes, strict=True):
+            if outcome is not None:
+                whole.write(own, outcome)
+        self._outcome = whole
+        return whole.copy()
+
+
+class RemoteEpisodes:
+    """Episodes in a process of their own.
+
+    Args:
+        family: See :class:`lr_env.episodes.Episodes`.
+        variants: The members' variants, ``(N,)``.
+        mdp: The decision process.
+        horizon: See :class:`lr_env.episodes.Episodes`.
+        execution: See :class:`lr_env.episodes.Episodes`.
+
+    Raises:
+        Exception: Whatever making the episodes raises in the process.
+    """
+
+    def __init__(self, family: TaskFamily, variants: np.ndarray, mdp: MDP, horizon: int | None, execution: Execution) -> None:
+        self._connection, other = multiprocessing.Pipe()
+        arguments = CloudpickleWrapper((family, variants, mdp, horizon, execution))
+        self._process = multiprocessing.Process(target=_serve, args=(other, self._connection, arguments), daemon=True)
+        self._process.start()
+        other.close()
+        self.lower_bounds, self.horizons = self.receive()
+
+    def send(self, method: str, arguments: tuple[Any, ...]) -> None:
+        """Has a method of the episodes called; :meth:`receive` waits for its result."""
+        try:
+            self._connection.send((method, arguments))
+        except (BrokenPipeError, OSError) as error:
+            raise RuntimeError(self._obituary()) from error
+
+    def receive(self) -> Any:
+        """The result of the method that was sent; what it raised is raised here.
+
+        Raises:
+            RuntimeError: If the process has died.
+        """
+        try:
+            succeeded, result = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise RuntimeError(self._obituary()) from error
+        if not succeeded:
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._connection.send(None)
+        self._process.join()
+        self._connection.close()
+
+    def _obituary(self) -> str:
+        self._process.join(1)
+        return f"A process of the vector environment has died (exit code {self._process.exitcode}). Make the environment anew."
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("An environment with num_processes > 1 can't be pickled: its trainings live in other processes.")
+
+
+def _serve(connection: Connection, other: Connection, arguments: CloudpickleWrapper) -> None:
+    """What a process does: makes the episodes, and calls their methods until it is told None or the other end is gone."""
+    other.close()
+    torch.set_num_threads(1)
+    try:
+        episodes = _make_local(*arguments.fn)
+        connection.send((True, (episodes.lower_bounds, episodes.horizons)))
+    except Exception as error:
+        connection.send((False, error))
+        return
+    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
+        while (message := connection.recv()) is not None:
+            method, values = message
+            try:
+                connection.send((True, getattr(episodes, method)(*values)))
+            except Exception as error:
+                connection.send((False, error))
