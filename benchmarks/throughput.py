@@ -1,282 +1,250 @@
 """How many SGD steps per second does an environment leave of what a bare PyTorch loop makes?
 
-Run ``python -m benchmarks.throughput``. All rows train the same model on the same batches' sizes, with one torch thread, default
-features and one SGD step per action; resets are included. A row is measured between two measurements of the bare loop, so that
-a machine whose speed drifts slows both alike; ratios are medians over repeats.
+Run ``python -m benchmarks.throughput``. Three tasks: ``mlp`` is digits-mlp, ``cnn`` has 28×28 images and two convolutions, and
+``transformer`` one layer over 32 characters. All rows of a task train the same model on batches of the same size, with one torch
+thread unless they say otherwise, default features and one SGD step per action; whole episodes of 100 steps, resets and final
+evaluations included. A row is measured between measurements of the bare loop and of a large matrix product, so that a machine whose
+speed drifts slows all alike; ratios are medians over repeats. Two columns beside the speeds: peak memory per member is what a fresh
+process grows by, what it keeps of the data set included; seconds to compile last from making the environment to its first step.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
-import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-import lr_env
 from benchmarks.terminal import make_console
+from benchmarks.throughput_figure import Panel, draw
+from benchmarks.throughput_rows import (
+    HORIZON,
+    Kind,
+    Row,
+    TaskName,
+    Training,
+    flops_per_step,
+    make_task,
+    make_training,
+    matrix_product,
+    peak_bytes_per_member,
+    pure_seconds_per_step,
+    rows,
+)
 
-TASK, HORIZON, BATCH_SIZE, SEED = "digits-mlp", 100, 64, 0
-RATE = 0.1
+MEMBERS: Mapping[TaskName, tuple[int, ...]] = {"mlp": (1, 4, 16, 64, 256, 1024), "cnn": (1, 4, 16, 64), "transformer": (1, 4, 16, 64)}
+COMPARED = 64
+"""Members at which environments in one process and in several are compared."""
 
-Run = Callable[[int], int]
-"""Trains for a number of episodes and returns the SGD steps made."""
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of the benchmark."""
 
-    repeats: int = 9
+    tasks: tuple[TaskName, ...] = ("mlp", "cnn", "transformer")
+    """What is trained."""
+    members: tuple[int, ...] | None = None
+    """Sizes of the native vector environment; None for 1, 4, 16, 64, and for the mlp 256 and 1024 too."""
+    parallel_members: int = 8
+    """Sizes of vectors of single environments; 0 leaves them out."""
+    repeats: int = 7
     """Measurements per row; at least 7 for medians that hold."""
     seconds: float = 0.3
-    """Shortest duration of a measurement; one episode of the whole row at least."""
-    members: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
-    """Sizes of the native vector environment."""
+    """Shortest duration of a measurement; one whole episode at least, cut into slices of this duration."""
+    longest: float = 30.0
+    """Seconds after which a row is not measured again; long episodes need fewer repeats."""
+    compiled: bool = True
+    """Whether compiled environments are measured, too."""
     output: Path = Path("results/throughput.json")
-    """Where the numbers go."""
+    """Where the numbers go; the figure goes beside them, as a PNG."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; ``run`` is None where an optional package is missing."""
+class Repeat:
+    """One measurement, all in SGD steps or floating-point operations per second."""
 
-    name: str
-    run: Run | None
-    required: float | None = None
+    speed: float
+    bare_speed: float
+    limit: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over repeats, and all ratios; None where the row was skipped."""
+    """What was measured of a row; without repeats where an optional package is missing."""
 
-    name: str
-    steps_per_second: float | None
-    ratio: float | None
-    required: float | None
-    ratios: list[float]
+    row: Row
+    flops: int
+    repeats: list[Repeat] = field(default_factory=list)
+    seconds_to_compile: float = 0.0
+    bytes_per_member: float | None = None
+    pure_seconds: float | None = None
 
+    @property
+    def speed(self) -> float:
+        """SGD steps per second."""
+        return float(np.median([repeat.speed for repeat in self.repeats]))
 
-def bare_loop() -> Run:
-    """The loop that everybody writes: preloaded tensors, precomputed batches of indices."""
-    inputs, targets = _training_data()
-    generator = torch.Generator().manual_seed(SEED)
-    batches = [torch.randperm(len(inputs), generator=generator)[:BATCH_SIZE] for _ in range(HORIZON)]
-    step = _sgd_step()
+    @property
+    def ratio(self) -> float:
+        """To the bare loop."""
+        return float(np.median([repeat.speed / repeat.bare_speed for repeat in self.repeats]))
 
-    def run(episodes: int) -> int:
-        for _ in range(episodes):
-            for batch in batches:
-                step(inputs[batch], targets[batch])
-        return episodes * HORIZON
+    @property
+    def share(self) -> float:
+        """Of the limit."""
+        return float(np.median([repeat.speed * self.flops / repeat.limit for repeat in self.repeats]))
 
-    return run
-
-
-def loader_loop() -> Run:
-    """The same with PyTorch's ``DataLoader``."""
-    dataset = TensorDataset(*_training_data())
-    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(SEED))
-    step = _sgd_step()
-
-    def batches() -> Iterator[list[Tensor]]:
-        while True:
-            yield from loader
-
-    endless = batches()
-
-    def run(episodes: int) -> int:
-        for _ in range(episodes * HORIZON):
-            inputs, targets = next(endless)
-            step(inputs, targets)
-        return episodes * HORIZON
-
-    return run
+    @property
+    def overhead(self) -> float | None:
+        """Seconds per SGD step that are not forward, backward or update."""
+        return None if self.pure_seconds is None else 1 / self.speed - self.pure_seconds
 
 
-def single_environment() -> Run:
-    """``gym.make``."""
-    env = gym.make("LearningRate-v0", task=TASK, horizon=HORIZON)
-    env.reset(seed=SEED)
-    action = np.zeros(1, np.float32)  # the rate stays where it is
+@dataclass(frozen=True)
+class Requirement:
+    """A bound on a measured number."""
 
-    def run(episodes: int) -> int:
-        for _ in range(episodes):
-            env.reset()
-            ended = False
-            while not ended:
-                _, _, terminated, truncated, _ = env.step(action)
-                ended = terminated or truncated
-        return episodes * HORIZON
+    text: str
+    measured: float
+    bound: float
+    is_upper: bool = False
 
-    return run
+    @property
+    def is_met(self) -> bool:
+        """Whether the number keeps to the bound."""
+        return self.measured <= self.bound if self.is_upper else self.measured >= self.bound
 
 
-def vector_environment(num_envs: int, vectorization_mode: str | None = None) -> Run:
-    """``gym.make_vec``: native without a mode. The step that resets is none of SGD."""
-    env = gym.make_vec("LearningRate-v0", num_envs=num_envs, vectorization_mode=vectorization_mode, task=TASK, horizon=HORIZON)
-    env.reset(seed=SEED)
-    actions = np.zeros((num_envs, 1), np.float32)
-
-    def run(episodes: int) -> int:
-        for _ in range(episodes * (HORIZON + 1)):
-            env.step(actions)
-        return num_envs * episodes * HORIZON
-
-    return run
+Results = Mapping[TaskName, Sequence[Result]]
 
 
-def sb3_environment(num_envs: int) -> Run | None:
-    """The adapter to Stable-Baselines3; None where that is not installed."""
-    if find_spec("stable_baselines3") is None:
-        return None
-    from agents.sb3 import make_sb3_env
-
-    env = make_sb3_env(num_envs, seed=SEED, task=TASK, horizon=HORIZON)
-    env.reset()
-    actions = np.zeros((num_envs, 1), np.float32)
-
-    def run(episodes: int) -> int:
-        for _ in range(episodes * HORIZON):
-            env.step(actions)
-        return num_envs * episodes * HORIZON
-
-    return run
-
-
-def measure(bare: Run, rows: list[Row], repeats: int, seconds: float) -> list[Result]:
-    """Measures all rows in turn, ``repeats`` times, the bare loop before and after each."""
-    runs = {row.name: row.run for row in rows if row.run is not None}
-    episodes = {name: _episodes_within(run, seconds) for name, run in runs.items()}
-    bare_episodes = _episodes_within(bare, seconds)
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    ratios: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in track(range(repeats), "Measuring", transient=True):
-        before = _steps_per_second(bare, bare_episodes)
-        for name, run in runs.items():
-            speed = _steps_per_second(run, episodes[name])
-            after = _steps_per_second(bare, bare_episodes)
-            speeds[name].append(speed)
-            ratios[name].append(2 * speed / (before + after))
-            before = after
-    return [
-        Result(row.name, float(np.median(speeds[row.name])), float(np.median(ratios[row.name])), row.required, ratios[row.name])
-        if row.name in runs
-        else Result(row.name, None, None, row.required, [])
-        for row in rows
-    ]
+def measure(
+    training: Training,
+    bare: Training,
+    limit: Callable[[], float],
+    options: Options,
+    advance: Callable[[], object] = lambda: None,
+    clock: Clock = time.perf_counter,
+) -> list[Repeat]:
+    """Measures a row ``options.repeats`` times, or until it took ``options.longest``; ``advance`` is called after each."""
+    call_seconds, bare_seconds = (warm_up(warmed, options.seconds, clock) for warmed in (training, bare))
+    num_calls = training.calls * max(1, round(options.seconds / (call_seconds * training.calls)))
+    # Long measurements are cut into slices: all of them are near a measurement of the bare loop.
+    num_slices = max(1, min(num_calls, round(num_calls * call_seconds / options.seconds)))
+    slices = [len(part) for part in np.array_split(np.arange(num_calls), num_slices)]
+    bare_calls = max(1, round(options.seconds / bare_seconds))
+    repeats: list[Repeat] = []
+    start = clock()
+    for _ in range(options.repeats):
+        if not repeats or clock() - start < options.longest:
+            repeats.append(measure_once(training, bare, limit, slices, bare_calls, clock))
+        advance()
+    return repeats
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread inside, as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def measure_once(
+    training: Training, bare: Training, limit: Callable[[], float], slices: Sequence[int], bare_calls: int, clock: Clock = time.perf_counter
+) -> Repeat:
+    """Alternates between the bare loop and slices of a row's calls, beginning and ending with the bare loop."""
+    limits, seconds, bare_seconds = [limit()], 0.0, _seconds(bare, bare_calls, clock)
+    for num_calls in slices:
+        seconds += _seconds(training, num_calls, clock)
+        bare_seconds += _seconds(bare, bare_calls, clock)
+        limits.append(limit())
+    steps, bare_steps = (each.steps / each.calls for each in (training, bare))  # per call
+    speed, bare_speed = sum(slices) * steps / seconds, (len(slices) + 1) * bare_calls * bare_steps / bare_seconds
+    return Repeat(speed, bare_speed, float(np.median(limits)))
+
+
+def warm_up(training: Training, seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Calls for an episode and more, or for a few times ``seconds``; returns the median seconds of a call."""
+    durations: list[float] = []
+    while len(durations) < 3 or (len(durations) < 1.2 * training.calls and sum(durations) < 3 * seconds):
+        durations.append(_seconds(training, 1, clock))
+    return float(np.median(durations))
+
+
+def _seconds(training: Training, num_calls: int, clock: Clock) -> float:
+    start = clock()
+    for _ in range(num_calls):
+        training.step()
+    return clock() - start
+
+
+def measure_row(
+    name: TaskName, row: Row, bare: Training, limit: Callable[[], float], options: Options, advance: Callable[[], object]
+) -> Result:
+    """Makes a row's environment, measures it and frees it."""
+    flops = flops_per_step(make_task(name))
+    if row.kind in ("dummy", "subproc", "sb3") and find_spec("stable_baselines3") is None:
+        return Result(row, flops)
+    start = time.perf_counter()
+    training = make_training(name, row)
+    training.step()
+    seconds_to_ready = time.perf_counter() - start
     try:
-        yield
+        repeats = measure(training, bare, limit, options, advance)
+        pure_seconds = pure_seconds_per_step(training.env)
     finally:
-        torch.set_num_threads(before)
+        training.close()
+        del training
+        gc.collect()
+    is_alone = row.kind == "native" and row.threads == row.processes == 1
+    memory = peak_bytes_per_member(name, row) if is_alone else None
+    return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_seconds)
 
 
-def machine() -> dict[str, str | int | None]:
-    """What the numbers hold for."""
-    information = Path("/proc/cpuinfo")  # on Linux, the one system where `platform` does not know the processor
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy", "gymnasium")},
-    }
+def task_rows(name: TaskName, options: Options) -> list[Row]:
+    """The rows of one task."""
+    members = options.members or MEMBERS[name]
+    parallel = (options.parallel_members,) if options.parallel_members else ()
+    if parallel and name == "mlp" and COMPARED in members:
+        parallel += (COMPARED,)
+    return rows(members, parallel, options.compiled)
 
 
-def table(results: list[Result]) -> Table:
-    """The results for people."""
-    printed = Table(title=f"{TASK}, batch {BATCH_SIZE}, horizon {HORIZON}, one torch thread, resets included")
-    printed.add_column("")
-    for column in ("SGD steps/s", "ratio to bare loop", "required"):
-        printed.add_column(column, justify="right")
-    for result in results:
-        required = "" if result.required is None else f"≥ {result.required:g}"
-        if result.ratio is None:
-            printed.add_row(result.name, "skipped:", "not installed", required)
-        else:
-            printed.add_row(result.name, f"{result.steps_per_second:,.0f}", f"{result.ratio:.2f}", required)
-    return printed
+def requirements(results: Results) -> list[Requirement]:
+    """What the environments are to reach, as far as it was measured."""
+    found: list[Requirement] = []
+    for name, measured in results.items():
+        found += _requirements_of_ratios(name, [result for result in measured if result.repeats])
+        found += _requirements_of_pairs(name, [result for result in measured if result.repeats])
+    return found
 
 
-def main(options: Options) -> None:
-    """Measures, prints the table and writes the file."""
-    with one_thread():
-        bare = bare_loop()
-        rows = [
-            Row("bare PyTorch loop", bare),
-            Row("PyTorch loop with DataLoader", loader_loop()),
-            Row("single, gym.make", single_environment(), required=0.8),
-            *(Row(f"vector N = {n}, native", vector_environment(n), required=4.0 if n == 64 else None) for n in options.members),
-            Row("vector N = 8, SyncVectorEnv", vector_environment(8, "sync")),
-            Row("Stable-Baselines3 adapter N = 64", sb3_environment(64)),
-        ]
-        results = measure(bare, rows, options.repeats, options.seconds)
-    make_console().print(table(results))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "repeats": options.repeats, "rows": [asdict(result) for result in results]}
-    options.output.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"Written to {options.output}.")
-
-
-def _training_data() -> tuple[Tensor, Tensor]:
-    task = lr_env.make_task(TASK)
-    assert isinstance(task, lr_env.Task)
-    split = task.data.split("train")
-    return split.inputs, split.targets
-
-
-def _sgd_step() -> Callable[[Tensor, Tensor], None]:
-    task = lr_env.make_task(TASK)
-    assert isinstance(task, lr_env.Task)
-    model = task.make_model(np.random.SeedSequence(SEED))
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-
-    def step(inputs: Tensor, targets: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def _episodes_within(run: Run, seconds: float) -> int:
-    """Episodes that take about this long, at least one; also the warm-up."""
-    run(1)
-    start = time.perf_counter()
-    run(1)
-    return max(1, round(seconds / (time.perf_counter() - start)))
-
-
-def _steps_per_second(run: Run, episodes: int) -> float:
-    start = time.perf_counter()
-    steps = run(episodes)
-    return steps / (time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+def _requirements_of_ratios(name: TaskName, results: Sequence[Result]) -> list[Requirement]:
+    """Against the bare loop and the limit."""
+    alone = [result for result in _select(results, "native") if result.row.threads == result.row.processes == 1]
+    eager, compiled = ([result for result in alone if result.row.compiled == is_compiled] for is_compiled in (False, True))
+    found = [Requirement(f"{name}: single, against the bare loop", result.ratio, _required(name, result.row) or 0) for result in _select(results, "single")]
+    if name == "mlp":
+        found += [Requirement("mlp: native N = 64, against the bare loop", result.ratio, 5) for result in eager if result.row.members == COMPARED]
+    if name == "mlp" and compiled:
+        best = max(compiled, key=lambda result: result.ratio)
+        found.append(Requirement(f"mlp: compiled at its best, N = {best.row.members}, against the bare loop", best.ratio, 12))
+        found.append(Requirement(f"mlp: compiled at its best, N = {best.row.members}, share of the limit", best.share, 0.35))
+    if name == "cnn":
+        worst, best = (pick(eager, key=lambda result: result.ratio) for pick in (min, max))
+        found.append(Requirement(f"cnn: native at its worst, N = {worst.row.members}, against the bare loop", worst.ratio, 0.97))
+        found.append(Requirement(f"cnn: native at its best, N = {best.row.members}, against the bare loop", best.ratio, 1.2))
+    if name == "transformer" and compiled:
+        best = max(compiled, key=lambda result: result.ratio)
+        found.append(Requirement(f"transformer: compiled at its best, N = {best.row.members}, against the bare loop", best.ratio, 1.3))
+    return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
-from lr_env.mdp.arrays import Array, namespace
+from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.seeding import Streams
 from lr_env.tasks import Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
@@ -143,6 +142,7 @@ class Episodes:
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.table = self.process.initial(num_members)
+        self._record = self.process.record(self.table)
         self._graph: Any = None
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
         self._subset = self._draw_subset()
@@ -194,7 +194,7 @@ class Episodes:
         """Takes the first gradient of restarted members ``(K,)``."""
         nobody = np.zeros(self.num_members, bool)
         with _threads(self.num_threads):
-            outcome = self._compute(np.zeros((self.num_members, 1)), nobody, nobody, members, self._batches_to_reward())
+            outcome = self._compute(np.zeros((self.num_members, 1)), nobody, nobody, members, self._batches_to_reward(), begins=True)
             self._begin_potential(members)
         return outcome
 
@@ -207,7 +207,13 @@ class Episodes:
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
         with _threads(self.num_threads):
-            return self._step(actions, members, restarting)
+            running = None if members is None else _mask(members, self.num_members)
+            outcome = self._step_once(actions, running, running, restarting)
+            if self.mdp.steps_per_action > 1:
+                self._hold(actions, running, outcome)
+            if self.process.reward.source in ("reference", "validation"):
+                self._pay_due(outcome, ~outcome.ended if running is None else running & ~outcome.ended)
+        return outcome
 
     def evaluate(self, split: SplitName) -> Evaluation:
         """Mean loss and metric of all members over a whole split, in evaluation mode."""
@@ -231,35 +237,34 @@ class Episodes:
             self.seeds[member] = seed
         self.episode[members] = state["episode"]
 
-    def _step(self, actions: np.ndarray, members: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
-        running = np.ones(self.num_members, bool) if members is None else _mask(members, self.num_members)
-        outcome = self._step_once(actions, running, running, restarting)
+    def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
+        """The rest of a decision's steps, at the same rate; adds to its outcome."""
+        nobody = np.zeros(self.num_members, bool)
         for _ in range(self.mdp.steps_per_action - 1):
-            running = running & ~outcome.ended
+            running = ~outcome.ended if running is None else running & ~outcome.ended
             if not running.any():
-                break
-            nobody = np.zeros(self.num_members, bool)
-            before, outcome = outcome, self._step_once(actions, nobody, running, None)
-            outcome.rewards = before.rewards + outcome.rewards
+                return
+            latest = self._step_once(actions, nobody, running, None)
+            outcome.rewards += latest.rewards
             for name in ("terminated", "truncated", "diverged"):
-                setattr(outcome, name, getattr(before, name) | getattr(outcome, name))
-        if self.process.reward.source in ("reference", "validation"):
-            self._pay_due(outcome, running & ~outcome.ended)
-        return outcome
+                setattr(outcome, name, getattr(outcome, name) | getattr(latest, name))
+            for name in ("observations", "losses", "rates", "steps"):
+                setattr(outcome, name, getattr(latest, name))
 
-    def _step_once(self, actions: np.ndarray, deciding: np.ndarray, running: np.ndarray, restarting: np.ndarray | None) -> Outcome:
-        """One SGD step of the running members; pays and marks those that end."""
-        if running.all():
-            members = computed = None
-        else:
-            members = np.flatnonzero(running)
-            computed = members if restarting is None else np.union1d(members, restarting)
+    def _step_once(self, actions: np.ndarray, deciding: np.ndarray | None, running: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
+        """One SGD step of those running, or all; pays and marks those that end."""
+        members = computed = None if running is None else np.flatnonzero(running)
+        if computed is not None and restarting is not None:
+            computed = np.union1d(computed, restarting)
         previous = self._batches_to_reward()
         self.population.move_on(members)
-        outcome = self._compute(actions, deciding, running, computed, previous)
+        outcome = self._compute(actions, deciding, running, computed, previous, begins=restarting is not None)
         if restarting is not None:
             self._begin_potential(restarting)
-        ended = outcome.diverged | (running & (outcome.steps >= self.horizon))
+        ended = outcome.steps >= self.horizon
+        if running is not None:
+            ended &= running
+        ended |= outcome.diverged
         if ended.any():
             # An end that the controller can see coming is a termination (Pardo et al. 2018), another one a truncation.
             outcome.terminated = outcome.diverged | (ended & self.process.observes_progress)
@@ -276,46 +281,63 @@ class Episodes:
     def _compute(
         self,
         actions: np.ndarray,
-        deciding: np.ndarray,
-        running: np.ndarray,
+        deciding: np.ndarray | None,
+        running: np.ndarray | None,
         computed: np.ndarray | None,
         previous: tuple[Tensor | None, Tensor | None],
+        begins: bool,
     ) -> Outcome:
         """One pass; only members ``computed (K,)``, or all, are changed by it."""
-        if computed is not None and len(computed) == self.num_members:
-            computed = None
-        before = self.table
-        with self.population.others_kept(computed):
-            arguments = self._to_table(actions.T), self._to_table(deciding[None]), self._to_table(running[None])
-            observations = self._pass_fused(*arguments, *previous) if self._is_fused else self._pass(*arguments, *previous)
-        if computed is not None:
+        make_pass = self._pass_fused if self._is_fused else self._pass
+        if computed is None or len(computed) == self.num_members:
+            observations = make_pass(actions, deciding, running, *previous, begins)
+            reported = _to_numpy(self.table[-self._num_reported :]).copy()
+        else:
             others = ~_mask(computed, self.num_members)
             kept = self._to_table(others)
-            self.table[:, kept] = before[:, kept]
+            before = self.table[:, kept]
+            with self.population.others_kept(computed):
+                make_pass(actions, deciding, running, *previous, begins)
+            self.table[:, kept] = before
             observations = self.process.observation(self.table)
-        losses, rewards, diverged, *rates = _to_numpy(self.table)[-self._num_reported :].copy()
-        if computed is not None:
-            rewards[others] = diverged[others] = 0
+            reported = _to_numpy(self.table[-self._num_reported :]).copy()
+            reported[1:3, others] = 0  # the others' last reward and divergence
+        losses, rewards, diverged = reported[:3]
         nobody = np.zeros(self.num_members, bool)
-        reported = rewards, nobody, nobody, diverged > 0, losses, np.array(rates).T
-        return Outcome(_to_numpy(observations), *reported, self.population.steps.copy())
+        return Outcome(
+            _to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3:].T, self.population.steps.copy()
+        )
 
     def _pass(
-        self, actions: np.ndarray, deciding: np.ndarray, running: np.ndarray, inputs: Tensor | None, targets: Tensor | None
+        self,
+        actions: np.ndarray,
+        deciding: np.ndarray | None,
+        running: np.ndarray | None,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+        begins: bool,
     ) -> np.ndarray:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)``."""
         population = self.population
+        after = None if inputs is None or targets is None else partial(population.losses_on, inputs, targets)
         with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
-            after = None if inputs is None or targets is None else partial(population.losses_on, inputs, targets)
-            self.table, observations = self._decide(self.table, actions, deciding, running, population.train, after)
-        result: np.ndarray = observations
-        return result
+            self._decide(self._record, actions.T, deciding, running, population.train, after, begins)
+            return self.process.observation(self.table)  # type: ignore[no-any-return]  # an array of either library
 
-    def _pass_fused(self, actions: Tensor, deciding: Tensor, running: Tensor, inputs: Tensor | None, targets: Tensor | None) -> Tensor:
+    def _pass_fused(
+        self,
+        actions: np.ndarray,
+        deciding: np.ndarray | None,
+        running: np.ndarray | None,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+        begins: bool,  # a graph holds for all steps
+    ) -> Tensor:
         """Process and population in one graph; observations ``(N, F)``."""
-        population = self.population
-        decision = self.table, actions, deciding, running, inputs, targets
-        arguments = (population.state, population.steps_tensor(), *decision, *population.batch())
+        population, everyone = self.population, np.ones(self.num_members, bool)
+        masks = (self._to_table(everyone if mask is None else mask) for mask in (deciding, running))
+        decision = self.table, self._to_table(actions.T), *masks, inputs, targets
+        arguments = (population.state, population.steps_tensor, *decision, *population.batch())
         if self._graph is None:
             self._graph = population.fused(self._decide_fused, arguments)
         population.state, self.table, observations = self._graph(*arguments)
@@ -345,44 +367,47 @@ class Episodes:
             assert inputs is not None and targets is not None
             return self.population.losses_after(following["parameters"], state, inputs, targets)
 
-        table, observations = self._decide(table, actions, deciding, running, train, None if inputs is None else losses_after)
-        return following, table, observations
+        table = table.clone()
+        self._decide(self.process.record(table), actions, deciding, running, train, None if inputs is None else losses_after)
+        return following, table, self.process.observation(table)
 
     def _decide(
         self,
-        table: Array,
+        record: Record,
         actions: Array,
-        deciding: Array,
-        running: Array,
+        deciding: Array | None,
+        running: Array | None,
         train: Callable[[Array], Array],
         losses_after: Callable[[], Array] | None,
-    ) -> tuple[Array, Array]:
-        """Action, SGD step, statistics, reward and observation.
+        begins: bool = True,
+    ) -> None:
+        """Action, SGD step, statistics and reward, in place.
 
         Args:
-            table: Of the process, ``(rows, N)``.
+            record: Of the process.
             actions: ``(G, N)``.
-            deciding: Whose action is taken, booleans ``(1, N)``; the others keep their rates.
-            running: Who takes a step, booleans ``(1, N)``; the others get their first gradient.
+            deciding: Whose action is taken, booleans ``(N,)``, or None for all; the others keep their rates.
+            running: Who takes a step, booleans ``(N,)``, or None for all; the others get their first gradient.
             train: Makes the SGD step with rates ``(N, G)`` and returns its signals ``(R, N)``.
             losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
-
-        Returns:
-            The next table and observations ``(N, F)``.
+            begins: Whether the gradient may be somebody's first.
         """
-        process, library = self.process, namespace(table)
-        record = process.act(process.unpacked(table), actions, deciding)
-        signals = train(library.where(running, record["rates"], 0.0).T)
-        record = process.observe(record, signals)
-        diverged = running & process.has_diverged(record)
+        process, library = self.process, namespace(actions)
+        process.act(record, actions, deciding)
+        rates = record["rates"] if running is None else library.where(running, record["rates"], 0.0)
+        process.observe(record, train(rates.T), begins)
+        diverged = process.has_diverged(record)
+        if running is not None:
+            diverged &= running
         if losses_after is not None:
-            reward = process.pay(record, library.where(diverged, math.inf, losses_after()[None]), running)["reward"]
-            record = process.pay(record, record["loss"], running) | {"reward": reward}
+            process.pay(record, library.where(diverged, math.inf, losses_after()), running)
+            reward = 1.0 * record["reward"]
+            process.pay(record, record["loss"], running)
+            record["reward"][:] = reward
         else:
             # Of the other sources, only "next_batch" takes its potential from minibatches; but all pay for a divergence at once.
-            record = process.pay(record, record["loss"], running if process.reward.source == "next_batch" else diverged)
-        table = process.packed(record | {"diverged": library.where(diverged, 1.0, 0 * record["age"])})
-        return table, process.observation(table)
+            process.pay(record, record["loss"], running if process.reward.source == "next_batch" else diverged)
+        record["diverged"][:] = diverged
 
     def _to_table(self, values: np.ndarray) -> Array:
         """Values in the form that the table has."""
@@ -390,9 +415,10 @@ class Episodes:
 
     def _begin_potential(self, members: np.ndarray) -> None:
         losses = self.losses if self.process.reward.source == "same_batch" else self._subset_losses()
+        columns = self.table[:, members]  # a copy
         with np.errstate(all="ignore"):
-            record = self.process.begin_potential(self.process.unpacked(self.table[:, members]), self._to_table(losses[None, members]))
-        self.table[:, members] = self.process.packed(record)
+            self.process.begin_potential(self.process.record(columns), self._to_table(losses[None, members]))
+        self.table[:, members] = columns
 
     def _pay_due(self, outcome: Outcome, running: np.ndarray) -> None:
         """Pays the running members for whom an evaluation is due since the last decision."""
@@ -403,11 +429,10 @@ class Episodes:
 
     def _pay(self, outcome: Outcome, paid: np.ndarray) -> None:
         """Pays some the reduction of their potential on the subset since it was last taken."""
-        losses, payees = self._to_table(self._subset_losses()[None]), self._to_table(paid[None])
+        record = self.process.record(self.table)
         with np.errstate(all="ignore"):
-            record = self.process.pay(self.process.unpacked(self.table), losses, payees)
-        self.table = self.process.packed(record)
-        outcome.rewards = outcome.rewards + _to_numpy(record["reward"])[0]
+            self.process.pay(record, self._to_table(self._subset_losses()[None]), self._to_table(paid))
+        outcome.rewards += _to_numpy(record["reward"])[0]
 
     def _subset_losses(self) -> np.ndarray:
         return self.population.evaluate(self._subset_split, self._subset).losses
@@ -419,7 +444,11 @@ class Episodes:
         return np.sort(np.random.default_rng(SUBSET_SEED).choice(size, self.process.reward.subset_size, replace=False))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None}  # a graph: built anew
+        return self.__dict__ | {"_graph": None, "_record": None}  # a graph and views: made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._record = self.process.record(self.table)
 
 
 def find_family(task: str | Task | TaskFamily) -> TaskFamily:
@@ -437,15 +466,22 @@ def find_family(task: str | Task | TaskFamily) -> TaskFamily:
     return as_family(make_task(task) if isinstance(task, str) else task)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
+class _threads:
     """So many threads of PyTorch inside; costs less than a microsecond."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+    __slots__ = ("_before", "_inside")
+
+    def __init__(self, count: int) -> None:
+        self._inside = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._before != self._inside:
+            torch.set_num_threads(self._inside)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before != self._inside:
+            torch.set_num_threads(self._before)
 
 
 def _to_numpy(values: Array) -> Any:

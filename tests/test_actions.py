@@ -113,8 +113,8 @@ def test_the_start_is_drawn_within_the_decades_given_and_belongs_to_the_seed() -
 @given(values=hnp.arrays(REAL_DTYPES, (3, 1), elements={"allow_nan": False}))
 @settings(max_examples=60, deadline=None)
 def test_real_actions_of_any_dtype_are_cast_and_clipped(kind: str, values: np.ndarray) -> None:
-    process = MDP(action=kind).begin(3, 1, 10, 0.0)
-    parsed = process.parse_actions(values)
+    process = MDP(action=kind).begin(1, 10, 0.0)
+    parsed = process.parse_actions(values, 3)
     assert parsed.dtype == np.float64 and parsed.shape == (3, 1)
     np.testing.assert_array_equal(parsed, np.clip(values.astype(np.float64), -1, 1))
 
@@ -122,20 +122,20 @@ def test_real_actions_of_any_dtype_are_cast_and_clipped(kind: str, values: np.nd
 @given(values=hnp.arrays(np.int64, (4,)))
 @settings(max_examples=60, deadline=None)
 def test_discrete_actions_are_clipped(values: np.ndarray) -> None:
-    parsed = MDP(action="discrete").begin(4, 1, 10, 0.0).parse_actions(values)
+    parsed = MDP(action="discrete").begin(1, 10, 0.0).parse_actions(values, 4)
     np.testing.assert_array_equal(parsed[:, 0], np.clip(values.astype(np.float64), 0, 4))
 
 
 @given(values=hnp.arrays(np.float64, (2, 1), elements={"allow_nan": False}))
 @settings(max_examples=60, deadline=None)
 def test_raw_rates_are_not_negative(values: np.ndarray) -> None:
-    parsed = MDP(action="rate").begin(2, 1, 10, 0.0).parse_actions(values)
+    parsed = MDP(action="rate").begin(1, 10, 0.0).parse_actions(values, 2)
     np.testing.assert_array_equal(parsed, np.maximum(values, 0))
 
 
 def test_parsing_does_not_change_the_user_s_array() -> None:
     values = np.array([[3.0]])
-    MDP().begin(1, 1, 10, 0.0).parse_actions(values)
+    MDP().begin(1, 10, 0.0).parse_actions(values, 1)
     assert values[0, 0] == 3.0
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from lr_env import LearningRateEnv
-from lr_env.mdp import FEATURE_SETS, FEATURES, MDP, resolve_features
+from lr_env.mdp import BASE_SCHEDULES, FEATURE_SETS, FEATURES, MDP, DecisionProcess, resolve_features
 from lr_env.tasks import LOSSES
 from lr_env.training import OPTIMIZERS, signal_rows
 from tests.reference import features, train
@@ -133,7 +134,8 @@ def process(device: torch.device | None = None) -> tuple[DecisionProcess, int]:
 
 
 def observe(made: DecisionProcess, table: Any, signals: Any) -> Any:
-    return made.packed(made.observe(made.unpacked(table), signals))
+    made.observe(made.record(table), signals)
+    return table
 
 
 def test_a_restarted_member_begins_anew() -> None:
@@ -147,11 +149,13 @@ def test_a_restarted_member_begins_anew() -> None:
         if step == 0:
             signals[signal_rows(made.needs).index("gradient_dot_previous"), 1] = 0.0  # a population has no previous gradient then
         table, fresh = observe(made, table, signals), observe(made, fresh, signals[:, 1:])
-    assert made.unpacked(table)["age"].tolist() == [[8, 3]]
+    assert made.record(table)["age"].tolist() == [[8, 3]]
     np.testing.assert_array_equal(made.observation(table)[1], made.observation(fresh)[0])
 
 
-@pytest.mark.parametrize("action", ["relative", "absolute", "residual", {"kind": "residual", "base": "cosine"}, {"kind": "residual", "base": "step"}, "rate"])
+@pytest.mark.parametrize(
+    "action", ["relative", "absolute", "residual", *({"kind": "residual", "base": base} for base in BASE_SCHEDULES), "discrete", "rate"]
+)
 @pytest.mark.parametrize("reward", ["loss", {"kind": "log_loss", "loss_floor": 0.01}])
 def test_numpy_and_pytorch_run_the_same_process(action: Any, reward: Any) -> None:
     mdp, generator = MDP(features=list(FEATURES), action=action, reward=reward), np.random.default_rng(0)
@@ -165,12 +169,13 @@ def test_numpy_and_pytorch_run_the_same_process(action: Any, reward: Any) -> Non
             inputs = [generator.random((1, 3)), generator.random((1, 3)) < 0.7, signals]
             actions, deciding, signals = [values if device is None else torch.from_numpy(values) for values in inputs]
             with np.errstate(all="ignore"):
-                record = made.observe(made.act(made.unpacked(table), actions, deciding), signals)
+                record = made.record(table)
+                made.act(record, actions, deciding)
+                made.observe(record, signals)
                 if step == 0:
-                    record = made.begin_potential(record, record["loss"])
-                record = made.pay(record, record["loss"], deciding)
-                table = made.packed(record)
-            observations += [np.asarray(made.observation(table)), np.asarray(table), np.asarray(made.has_diverged(record))]
+                    made.begin_potential(record, record["loss"])
+                made.pay(record, record["loss"], deciding)
+            observations += [np.asarray(made.observation(table)), np.asarray(table).copy(), np.asarray(made.has_diverged(record))]
         results.append(observations)
     for first, second in zip(*results, strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-14)

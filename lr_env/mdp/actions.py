@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 
 from lr_env.checks import positive_integer, unknown_name
-from lr_env.mdp.arrays import Array, namespace
-from lr_env.mdp.statistics import TINY, Record, Statistics
+from lr_env.mdp.arrays import Array, Record, namespace
+from lr_env.mdp.statistics import TINY, Statistics
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ BASE_SCHEDULES: Mapping[str, Callable[[Array], Array]] = {
     "constant": lambda progress: 1 + 0 * progress,
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + namespace(progress).cos(math.pi * progress)) / 2,
-    "step": lambda progress: 10.0 ** (-1.0 * (progress >= 0.5) - 1.0 * (progress >= 0.75)),
+    "step": lambda progress: 10.0 ** -(0.0 * progress + (progress >= 0.5) + (progress >= 0.75)),
 }
 """Shapes of a base schedule: factor on the initial rate against progress in [0, 1)."""
 

@@ -7,6 +7,7 @@ same name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch
 
 Array: TypeAlias = Any
 """A NumPy array, or a tensor of PyTorch."""
+
+Record: TypeAlias = Mapping[str, Array]
+"""Named rows ``(size, N)`` of a table, as views: ``record["age"][:] = 0`` writes into the table."""
 
 
 def namespace(array: Array) -> Any:

@@ -118,7 +118,7 @@ class Observer:
     def __call__(self, table: Array) -> Array:
         """Observations ``(N, F)``, float32, finite, within ±10, of a table ``(rows, N)``; a fresh array."""
         library = namespace(table)
-        first, second, minus = table[self._rows]
+        first, second, minus = table.take(self._rows, axis=0) if library is np else table[self._rows]
         values = (first + second - minus) * self._scales
         # fmax takes the number where the other operand is not one.
         clipped = library.minimum(library.fmax(values, self._lowest), self._highest)

@@ -17,10 +17,10 @@ import torch
 
 from lr_env.checks import positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
-from lr_env.mdp.arrays import Array, constant, namespace
+from lr_env.mdp.arrays import Array, Record, constant, namespace
 from lr_env.mdp.features import CLIP, Observer, resolve_features
 from lr_env.mdp.rewards import make_reward
-from lr_env.mdp.statistics import TINY, Record, Statistics
+from lr_env.mdp.statistics import TINY, Statistics
 from lr_env.training import make_optimizer
 
 
@@ -88,11 +88,11 @@ class MDP:
 
 
 class DecisionProcess:
-    """An :class:`MDP` at work: pure functions that turn signals into observations and rewards, and actions into rates.
+    """An :class:`MDP` at work: turns signals into observations and rewards, and actions into rates.
 
-    What is kept of N trainings lies in one table ``(rows, N)``, float64, between steps, and in its parts, a
-    :data:`lr_env.mdp.statistics.Record`, within them. To the parts of :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ),
-    ``first_excess`` (ℓ₀ − b), and what a step reports: ``loss``, ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied, G).
+    What is kept of N trainings lies in one table ``(rows, N)``, float64, whose rows have names. To those of
+    :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ), ``first_excess`` (ℓ₀ − b), and what a step reports: ``loss``,
+    ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied, G). The methods that take a record change it in place.
     """
 
     def __init__(self, mdp: MDP, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> None:
@@ -111,6 +111,7 @@ class DecisionProcess:
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
         self.action_space = self.action.space(num_groups)
         self._low, self._high = _bounds(self.action_space)
+        self._action_shape = self.action_space.shape or ()
         self._log_range = constant([math.log10(self.rates.lowest), math.log10(self.rates.highest)], device)
 
     @property
@@ -123,47 +124,46 @@ class DecisionProcess:
         width = self.mdp.initial_rate_decades
         offsets = np.array([np.random.default_rng(seed).uniform(-width, width) for seed in seeds]) if seeds else np.zeros(count)
         log_rates = np.clip(math.log10(self.rates.initial) + offsets, math.log10(self.rates.lowest), math.log10(self.rates.highest))
-        columns = np.tile(log_rates, (self.num_groups, 1))
-        rest = {name: np.zeros((size, count)) for name, size in self.sizes.items() if name not in self.statistics.sizes}
-        return constant(self.packed(self.statistics.initial(columns) | rest | {"rates": 10.0**columns}), self._device)
+        table = np.zeros((sum(self.sizes.values()), count))
+        record = self.record(table)
+        self.statistics.begin(record, np.tile(log_rates, (self.num_groups, 1)))
+        record["rates"][:] = 10.0**log_rates
+        return constant(table, self._device)
 
-    def unpacked(self, table: Array) -> Record:
-        """The parts of a table ``(rows, N)``."""
+    def record(self, table: Array) -> Record:
+        """The rows of a table by name."""
         return {name: table[part] for name, part in self._parts.items()}
 
-    def packed(self, record: Record) -> Array:
-        """The table ``(rows, N)`` of these parts."""
-        table: Array = namespace(record["age"]).concatenate([record[name] for name in self.sizes])
-        return table
-
-    def act(self, record: Record, actions: Array, deciding: Array | None) -> Record:
-        """The record once parsed actions ``(G, N)`` are taken by those ``deciding (1, N)``, or all: it holds their new rates."""
+    def act(self, record: Record, actions: Array, deciding: Array | None) -> None:
+        """Sets the rates that parsed actions ``(G, N)`` choose, of those ``deciding (1, N)``, or of all."""
         log_rates = self._clipped(self.action.log_rates(actions, self.statistics, record, self.rates))
         rates = actions if isinstance(self.action, RateAction) else 10.0**log_rates
         if deciding is not None:
             library = namespace(deciding)
             log_rates, rates = library.where(deciding, log_rates, record["log_rates"]), library.where(deciding, rates, record["rates"])
-        return self._with_log_rates(record, log_rates) | {"rates": rates}
+        self._set_log_rates(record, log_rates)
+        record["rates"][:] = rates
 
-    def observe(self, record: Record, signals: Array) -> Record:
-        """The record after one SGD step with signals ``(R, N)``."""
-        record = self.statistics.update(record, signals) | {"loss": signals[:1]}
-        if isinstance(self.action, ResidualAction):  # before the first decision the base rates are in force
+    def observe(self, record: Record, signals: Array, begins: bool = True) -> None:
+        """Takes in one SGD step with signals ``(R, N)``; ``begins`` says whether it may be somebody's first."""
+        self.statistics.update(record, signals, begins)
+        record["loss"][:] = signals[:1]
+        if begins and isinstance(self.action, ResidualAction):  # before the first decision the base rates are in force
             base = self._clipped(self.action.log_rates(0 * record["rates"], self.statistics, record, self.rates))
-            record = self._with_log_rates(record, namespace(base).where(record["age"] == 0, base, record["log_rates"]))
-        return record
+            self._set_log_rates(record, namespace(base).where(record["age"] == 0, base, record["log_rates"]))
 
-    def pay(self, record: Record, losses: Array, paid: Array | None) -> Record:
-        """The record once losses ``(1, N)`` set the potential of those ``paid (1, N)``, or all, anew; ``reward`` is what it fell by."""
+    def pay(self, record: Record, losses: Array, paid: Array | None) -> None:
+        """Losses ``(1, N)`` set the potential of those ``paid (1, N)``, or of all, anew; ``reward`` is what it fell by."""
         potential = self.reward.potential(self._excess(losses), record["first_excess"])
         if paid is not None:
             potential = namespace(paid).where(paid, potential, record["potential"])
-        return record | {"potential": potential, "reward": record["potential"] - potential}
+        record["reward"][:] = record["potential"] - potential
+        record["potential"][:] = potential
 
-    def begin_potential(self, record: Record, losses: Array) -> Record:
-        """The record of trainings with their first losses ``(1, N)``."""
-        first_excess = namespace(losses).fmax(self._excess(losses), constant(TINY, self._device))
-        return record | {"first_excess": first_excess, "potential": self.reward.potential(self._excess(losses), first_excess)}
+    def begin_potential(self, record: Record, losses: Array) -> None:
+        """Takes the first losses ``(1, N)`` of trainings."""
+        record["first_excess"][:] = namespace(losses).fmax(self._excess(losses), constant(TINY, self._device))
+        record["potential"][:] = self.reward.potential(self._excess(losses), record["first_excess"])
 
     def has_diverged(self, record: Record) -> Array:
         """Booleans ``(1, N)``."""
@@ -183,7 +183,7 @@ class DecisionProcess:
         array = np.asarray(actions)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"An action must be real numbers, but an array of dtype {array.dtype} was given ({actions!r}).")
-        shape = (num_members, *(self.action_space.shape or ()))
+        shape = (num_members, *self._action_shape)
         if array.shape != shape:
             raise ValueError(f"Actions of shape {shape[1:]} are expected for each training, {shape} in all, but {array.shape} was given.")
         values = array.astype(np.float64).reshape(num_members, self.num_groups)
@@ -196,8 +196,8 @@ class DecisionProcess:
     def _excess(self, losses: Array) -> Array:
         return losses - self.lower_bound if self.lower_bound else losses
 
-    def _with_log_rates(self, record: Record, log_rates: Array) -> Record:
-        return record | {"log_rates": log_rates, "log_rate": log_rates if self.num_groups == 1 else log_rates.mean(0)[None]}
+    def _set_log_rates(self, record: Record, log_rates: Array) -> None:
+        record["log_rates"][:], record["log_rate"][:] = log_rates, log_rates if self.num_groups == 1 else log_rates.mean(0)
 
     def _clipped(self, log_rates: Array) -> Array:
         if isinstance(self.action, RateAction):

@@ -1,17 +1,16 @@
 """Running statistics of N trainings, from which features are computed. All logarithms are base 10: units are decades.
 
-Updates are pure functions, so that the whole of a decision (action, SGD step, statistics, features, reward) can be one graph.
+They are rows of a table ``(rows, N)``, float64, by name; see :data:`lr_env.mdp.arrays.Record`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from lr_env.mdp.arrays import Array, constant, namespace
+from lr_env.mdp.arrays import Array, Record, constant, namespace
 from lr_env.training import signal_rows
 
 FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT = 5.0, 20.0
@@ -32,9 +31,6 @@ LOSS_FLOOR = 1e-6
 
 TINY = 1e-38
 
-Record: TypeAlias = dict[str, Array]
-"""What is kept of N trainings, by the names of :attr:`Statistics.sizes`: each ``(size, N)``, float64."""
-
 
 class Statistics:
     """What is kept of N trainings, and how a step changes it. Averages advance once per SGD step, not per decision.
@@ -47,9 +43,9 @@ class Statistics:
         device: Where tensors lie; None for NumPy's arrays.
 
     Attributes:
-        sizes: Rows of each part of a :data:`Record`, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
+        sizes: Rows of each part, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
             norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), then
-            :data:`OTHERS`, ``floors`` (of the signals), ``age`` (SGD steps since the start, −1 before the first), ``squared_norm`` (of the
+            :data:`OTHERS`, ``floors`` (of the signals), ``targets`` (what the averages follow), ``age`` (SGD steps since the start, −1 before the first), ``squared_norm`` (of the
             last gradient) and ``log_rates`` (log10 of the rates in force, G).
         rows: Where in a table the rows lie that features use: the signals' logarithms by the signals' names, the same at the first step
             with ``first_`` before the name, then :data:`AVERAGES` and :data:`OTHERS`.
@@ -60,7 +56,7 @@ class Statistics:
         names = signal_rows(needs)
         self._signals = {name: row for row, name in enumerate(names)}
         self.sizes = {"logs": len(names), "first_logs": len(names), "averages": len(AVERAGES)} | dict.fromkeys(OTHERS, 1)
-        self.sizes |= {"floors": len(names), "age": 1, "squared_norm": 1, "log_rates": num_groups}
+        self.sizes |= {"floors": len(names), "targets": len(AVERAGES), "age": 1, "squared_norm": 1, "log_rates": num_groups}
         self.rows = {name: row for row, name in enumerate([*names, *(f"first_{name}" for name in names), *AVERAGES, *OTHERS])}
 
         time_constants = [FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT]
@@ -73,39 +69,35 @@ class Statistics:
         self._offsets, self._scales, self._floors, self._gains = (constant(column, device)[:, None] for column in columns)
         self._tiny = constant(TINY, device)
 
-    def initial(self, log_rates: np.ndarray) -> dict[str, np.ndarray]:
-        """The record of trainings that have seen nothing yet, with log10 of their initial rates ``(G, K)``."""
-        record = {name: np.zeros((size, log_rates.shape[1])) for name, size in self.sizes.items()}
-        record["log_horizon"] += math.log10(self.horizon) / 4
-        record["age"] -= 1
-        return record | {"log_rates": log_rates, "log_rate": log_rates.mean(0, keepdims=True)}
+    def begin(self, record: Record, log_rates: np.ndarray) -> None:
+        """Sets the record, all zero, of trainings that have seen nothing yet, with log10 of their initial rates ``(G, K)``."""
+        record["log_horizon"][:] = math.log10(self.horizon) / 4
+        record["age"][:] = -1
+        record["log_rates"][:], record["log_rate"][:] = log_rates, log_rates.mean(0)
 
-    def update(self, record: Record, signals: Array) -> Record:
-        """The record after one SGD step with signals ``(R, N)``."""
+    def update(self, record: Record, signals: Array, begins: bool = True) -> None:
+        """Takes in one SGD step with signals ``(R, N)``; ``begins`` says whether it may be somebody's first."""
         library = namespace(signals)
-        age = record["age"] + 1
-        is_first = age == 0
+        age, floors, averages, targets = record["age"], record["floors"], record["averages"], record["targets"]
+        age += 1
         excess = signals - self._offsets if self._lower_bound else signals
-        floors = library.where(is_first, library.maximum(abs(excess) * self._floors, self._tiny), record["floors"])
+        if begins:
+            is_first = age == 0
+            floors[:] = library.where(is_first, library.maximum(abs(excess) * self._floors, self._tiny), floors)
         logs = library.log10(library.maximum(excess, floors)) * self._scales
-        cosine = squared_norm = record["zero"]
+        record["logs"][:] = logs
+        targets[:-1] = logs[:1]
         if "gradient_dot_previous" in self._signals:
             squared_norm = self._row(excess, "gradient_norm_squared")
             norms = library.sqrt(squared_norm * record["squared_norm"])
             # At the first step there is no previous gradient: the product is 0.
-            cosine = self._row(excess, "gradient_dot_previous") / library.maximum(norms, self._tiny)
-        targets = library.concatenate([logs[:1]] * (len(AVERAGES) - 1) + [cosine])
-        averages = record["averages"] + self._gains * (targets - record["averages"])
-        return record | {
-            "logs": logs,
-            "first_logs": library.where(is_first, logs, record["first_logs"]),
-            "averages": library.where(is_first, targets, averages),
-            "cosine": cosine,
-            "progress": age / self.horizon,
-            "floors": floors,
-            "age": age,
-            "squared_norm": squared_norm,
-        }
+            targets[-1:] = self._row(excess, "gradient_dot_previous") / library.maximum(norms, self._tiny)
+            record["squared_norm"][:], record["cosine"][:] = squared_norm, targets[-1:]
+        averages += self._gains * (targets - averages)
+        if begins:
+            averages[:] = library.where(is_first, targets, averages)
+            record["first_logs"][:] = library.where(is_first, logs, record["first_logs"])
+        record["progress"][:] = age / self.horizon
 
     def log(self, record: Record, signal: str) -> Array:
         """log10 of a signal, ``(1, N)``; of a squared norm, the norm's; of the loss, log10(ℓ − b)."""

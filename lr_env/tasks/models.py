@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Module:
@@ -15,3 +17,76 @@ def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Module:
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def cnn(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs: int) -> nn.Module:
+    """A convolutional network: per entry of ``channels`` a 3×3 convolution, ReLU and 2×2 maximum pooling; then one linear layer.
+
+    Args:
+        image_shape: Channels, height and width; each pooling halves height and width, rounded down.
+        channels: Of each convolution's output.
+        num_outputs: Of the linear layer.
+    """
+    num_channels, height, width = image_shape
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([num_channels, *channels]):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        num_channels, height, width = fan_out, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_channels * height * width, num_outputs))
+
+
+class CharacterTransformer(nn.Module):
+    """A causal transformer over characters, with layer normalisation before each part, initialised as the layers of ``torch.nn`` are.
+
+    Token indices ``(B, T)`` become logits ``(B, V, T)`` of the next token, classes in dimension 1 as ``F.cross_entropy`` takes them.
+
+    Args:
+        vocabulary_size: V.
+        context: Largest T.
+        width: Of the hidden states; a multiple of ``num_heads``.
+        num_heads: Attention heads of each layer.
+        num_layers: Layers of attention and a multilayer perceptron.
+    """
+
+    def __init__(self, vocabulary_size: int, context: int, width: int, num_heads: int, num_layers: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary_size, width)
+        self.positions = nn.Embedding(context, width)
+        self.layers = nn.Sequential(*(_TransformerLayer(width, num_heads) for _ in range(num_layers)))
+        self.normalisation = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, vocabulary_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(B, V, T)`` of token indices ``(B, T)``."""
+        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[-1]]
+        logits: Tensor = self.logits(self.normalisation(self.layers(hidden)))
+        return logits.transpose(-1, -2)
+
+
+class _TransformerLayer(nn.Module):
+    """Causal self-attention and a perceptron, each added to its input."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads != 0:
+            raise ValueError(f"width must be a multiple of num_heads, but {width} and {num_heads} were given.")
+        self.num_heads = num_heads
+        self.attention_normalisation, self.perceptron_normalisation = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``(B, T, W)`` from hidden states ``(B, T, W)``."""
+        hidden = hidden + self.projection(self._attend(self.attention_normalisation(hidden)))
+        output: Tensor = hidden + self.perceptron(self.perceptron_normalisation(hidden))
+        return output
+
+    def _attend(self, hidden: Tensor) -> Tensor:
+        # Plain products and a softmax: torch.func.vmap has no batching rules for the fused attention's gradient.
+        length = hidden.shape[-2]
+        heads = self.queries_keys_values(hidden).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, W / H)
+        queries, keys, values = heads.movedim(-3, 0).transpose(-2, -3)  # each (B, H, T, W / H)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        is_later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+        attended: Tensor = scores.masked_fill(is_later, -math.inf).softmax(-1) @ values
+        return attended.transpose(-2, -3).flatten(-2)

@@ -46,6 +46,7 @@ class Batches:
             self._targets = self.cast(torch.zeros((*shape, *example_targets.shape[1:]), dtype=example_targets.dtype))
             # A member's samples stand at the same places as a member's indices would.
             self._order = torch.arange(SAMPLES_AHEAD * num_members * task.batch_size, device=device).view(shape)
+        self._rows = list(self._order.flatten(1))  # views, made once
 
     def cast(self, values: Tensor) -> Tensor:
         """Values on the population's device; floating-point ones in its type, others as they are."""
@@ -82,7 +83,7 @@ class Batches:
     def references(self) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`gather` takes: the data, and where the current batches lie in them, ``(N · B,)``."""
         if self._shared_cursor is not None:
-            indices = self._order[self._shared_cursor].view(-1)
+            indices = self._rows[self._shared_cursor]
         else:
             indices = self._order[torch.from_numpy(self._cursor), torch.arange(self._num_members)].view(-1)
         if isinstance(self._task.data, Data):
@@ -149,3 +150,10 @@ class Batches:
             shape = (SAMPLES_AHEAD, self._task.batch_size)
             self._inputs[:, member] = inputs.unflatten(0, shape).to(self._inputs)
             self._targets[:, member] = targets.unflatten(0, shape).to(self._targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_rows": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = list(self._order.flatten(1))

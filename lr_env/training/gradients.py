@@ -90,6 +90,8 @@ class GradientFunction:
                     generators[i].set_state(torch.get_rng_state())
             else:
                 results.append(self._function(parameters[i], own_buffers, inputs[i], targets[i]))
+        if len(results) == 1:
+            return results[0][0].unsqueeze(0), results[0][1].unsqueeze(0)
         return torch.stack([gradient for gradient, _ in results]), torch.stack([loss for _, loss in results])
 
     def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -95,6 +95,7 @@ class Population:
         self.num_members = positive_integer("num_members", num_members)
         self.optimizer = optimizer
         self.dtype, self.device = dtypes[dtype], resolve_device(device)
+        self._is_on_cpu = self.device.type == "cpu"
         self._signals, self._engine, self._compile = signals, gradients, compile
         self._build_functions()
         parameters = torch.zeros(num_members, self._gradient_function.layout.size, dtype=self.dtype, device=self.device)
@@ -104,8 +105,10 @@ class Population:
             self.state[f"buffer.{name}"] = buffer.new_zeros((num_members, *buffer.shape))
         self.batches = Batches(self.family, num_members, self.dtype, self.device)
         self.steps = np.zeros(num_members, np.int64)
+        self._rates = torch.zeros(num_members, 1, dtype=torch.float64)
+        self._make_views()
         self._generators = [torch.Generator() for _ in range(num_members)]
-        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._splits: dict[tuple[str, bytes | None], tuple[Tensor, Tensor]] = {}
 
     @property
     def engine(self) -> Engine:
@@ -172,7 +175,9 @@ class Population:
 
     def train(self, rates: np.ndarray) -> np.ndarray:
         """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; signals as :meth:`step`."""
-        arguments = (self.state, self.steps_tensor(), torch.from_numpy(rates).to(self.device), *self.batch())
+        self._rates_view[:] = rates
+        rates_tensor = self._rates if self._is_on_cpu else self._rates.to(self.device)
+        arguments = (self.state, self.steps_tensor, rates_tensor, *self.batch())
         if self._take_step is None:
             self._take_step = self.fused(self.transition, arguments)
         self.state, signals = self._take_step(*arguments)
@@ -181,7 +186,10 @@ class Population:
 
     def move_on(self, members: np.ndarray | None = None) -> None:
         """Members ``(K,)``, or all, count one more step and go to their next minibatch, for :meth:`transition`."""
-        self.steps[_rows(members)] += 1
+        if members is None:
+            self.steps += 1
+        else:
+            self.steps[members] += 1
         self.batches.advance(members)
 
     def transition(self, state: State, steps: Tensor, rates: Tensor, *batch: Tensor | None) -> tuple[State, Tensor]:
@@ -214,7 +222,7 @@ class Population:
             left, right = factors[name]
             key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
             if key not in computed:
-                computed[key] = torch.linalg.vecdot(left, right)
+                computed[key] = torch.linalg.vector_norm(left, dim=1).square() if left is right else torch.linalg.vecdot(left, right)
             rows.append(computed[key])
         following = {"parameters": parameters, "gradients": gradients, "directions": directions}
         following |= {f"optimizer.{name}": value for name, value in optimizer_state.items()}
@@ -273,10 +281,7 @@ class Population:
         Raises:
             ValueError: If the split is unknown or empty.
         """
-        inputs, targets = self._split(split)
-        if subset is not None:
-            rows = torch.from_numpy(subset)
-            inputs, targets = inputs[rows], targets[rows]
+        inputs, targets = self._examples(split, subset)
         evaluation = self._choose_engine()
         chunk = max(1, EXAMPLES_PER_PASS // self.num_members)
         sums = torch.zeros(self.num_members, 2, dtype=torch.float64, device=self.device)
@@ -309,9 +314,14 @@ class Population:
             self._generators[member].set_state(generator_state)
         self.batches.set_state(state["batches"], members)
 
+    @property
     def steps_tensor(self) -> Tensor:
         """:attr:`steps` as ``(N, 1)``."""
-        return torch.from_numpy(self.steps).unsqueeze(1).to(self.device)
+        return self._steps_view if self._is_on_cpu else self._steps_view.to(self.device)
+
+    def _make_views(self) -> None:
+        """Tensors and arrays that share their memory: made once, since making one takes as long as three operations."""
+        self._steps_view, self._rates_view = torch.from_numpy(self.steps).unsqueeze(1), self._rates.numpy()
 
     def _choose_engine(self) -> EvaluationFunction:
         """Chooses the engine of the gradients on the first batch; evaluations follow it."""
@@ -321,11 +331,13 @@ class Population:
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched", self._backend)
         return self._evaluation
 
-    def _split(self, name: SplitName) -> tuple[Tensor, Tensor]:
-        if name not in self._splits:
+    def _examples(self, name: SplitName, subset: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        key = (name, None if subset is None else subset.tobytes())
+        if key not in self._splits:
             split: Split = self.task.data.split(name)
-            self._splits[name] = (self.batches.cast(split.inputs), self.batches.cast(split.targets))
-        return self._splits[name]
+            chosen = slice(None) if subset is None else torch.from_numpy(subset)
+            self._splits[key] = (self.batches.cast(split.inputs[chosen]), self.batches.cast(split.targets[chosen]))
+        return self._splits[key]
 
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
@@ -337,12 +349,14 @@ class Population:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_template", "_gradient_function", "_initialiser", "_backend", "_evaluation", "_take_step", "_take_losses"):  # graphs: built anew
+        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_evaluation"):
             del state[name]
+        state["_take_step"] = state["_take_losses"] = None  # graphs: built anew
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._make_views()
         self._build_functions()
 
 
@@ -364,7 +378,3 @@ def resolve_device(name: str) -> torch.device:
 
 def _part(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _rows(members: np.ndarray | None) -> np.ndarray | slice:
-    return slice(None) if members is None else members

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lr_env.training.simplification import simplify
+
 Argument: TypeAlias = Tensor | dict[str, Tensor] | None
 Function: TypeAlias = Callable[..., Any]
 Backend: TypeAlias = Callable[[Function, tuple[Argument, ...]], Function]
@@ -106,11 +108,7 @@ class _Flat:
 
 def _graph(flat: _Flat, arguments: tuple[Argument, ...]) -> torch.fx.GraphModule:
     graph: torch.fx.GraphModule = make_fx(flat)(*_tensors(arguments))
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.detach.default:  # nothing here has a gradient to be detached from
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    simplify(graph)
     return graph
 
 

@@ -1,0 +1,292 @@
+"""What ``benchmarks.throughput`` measures: three trainings, and the loops and environments that run each of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+import lr_env
+from lr_env.tasks.models import CharacterTransformer, cnn
+from lr_env.tasks.task import Split
+
+HORIZON, SEED, RATE = 100, 0, 0.1
+NUM_EXAMPLES = 3_000
+NUM_CLASSES, VOCABULARY_SIZE, CONTEXT = 10, 65, 32
+MEMORY_STEPS = 5
+
+TaskName: TypeAlias = Literal["mlp", "cnn", "transformer"]
+Kind: TypeAlias = Literal["bare", "loader", "single", "sync", "dummy", "async", "subproc", "native", "sb3"]
+
+LABELS: dict[Kind, str] = {
+    "bare": "bare PyTorch loop",
+    "loader": "PyTorch loop with DataLoader",
+    "single": "single, gym.make",
+    "sync": "SyncVectorEnv",
+    "dummy": "SB3 DummyVecEnv",
+    "async": "AsyncVectorEnv",
+    "subproc": "SB3 SubprocVecEnv",
+    "native": "native",
+    "sb3": "native in SB3's adapter",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what trains, and how many copies of the model."""
+
+    kind: Kind
+    members: int = 1
+    compiled: bool = False
+    threads: int = 1
+    processes: int = 1
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        parts = [LABELS[self.kind]]
+        if self.kind not in ("bare", "loader", "single"):
+            parts[0] += f" N = {self.members}"
+        if self.compiled:
+            parts.append("compiled")
+        for number, unit in ((self.threads, "threads"), (self.processes, "processes")):
+            if number > 1:
+                parts.append(f"{number} {unit}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row that is ready to be measured.
+
+    Attributes:
+        step: One call of the loop or the environment. It starts a new episode where one has ended.
+        calls: Calls of ``step`` from one reset to the next.
+        steps: SGD steps in these.
+        env: What is stepped, if it is an environment.
+    """
+
+    step: Callable[[], object]
+    calls: int = HORIZON
+    steps: int = HORIZON
+    env: Any = None
+
+    def close(self) -> None:
+        """Ends the environment's processes."""
+        if self.env is not None:
+            self.env.close()
+
+
+def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool) -> list[Row]:
+    """The lines of one task's table; all rows that start processes by "fork" come before those that start threads."""
+    engines = (False, True) if compiled else (False,)
+    several = [n for n in sorted(members) if n >= 16][-3:]  # fewer are not worth a second core
+    adapted = max((n for n in members if n <= 64), default=min(members))
+    return [
+        Row("bare"),
+        Row("loader"),
+        Row("single"),
+        *(Row(kind, n) for kind in ("sync", "dummy") for n in parallel_members[:1]),
+        *(Row(kind, n) for kind in ("async", "subproc") for n in parallel_members),
+        *(Row("native", n, engine) for engine in engines for n in members),
+        *(Row("sb3", adapted, engine) for engine in engines),
+        *(Row("native", n, engine, processes=2) for engine in engines for n in several),
+        *(Row("native", n, threads=2) for n in several),
+    ]
+
+
+@cache
+def make_task(name: TaskName) -> lr_env.Task:
+    """A registered task for the mlp, seeded synthetic data for the others."""
+    if name == "mlp":
+        task = lr_env.make_task("digits-mlp")
+        assert isinstance(task, lr_env.Task)
+        return task
+    generator = torch.Generator().manual_seed(SEED)
+    if name == "cnn":
+        images = torch.randn(NUM_EXAMPLES, 1, 28, 28, generator=generator)
+        examples = Split(images, torch.randint(NUM_CLASSES, (NUM_EXAMPLES,), generator=generator))
+        return lr_env.Task("cnn", partial(cnn, (1, 28, 28), (8, 16), NUM_CLASSES), "cross_entropy", examples.divide(), batch_size=64)
+    text = torch.randint(VOCABULARY_SIZE, (NUM_EXAMPLES, CONTEXT + 1), generator=generator)
+    model = partial(CharacterTransformer, VOCABULARY_SIZE, CONTEXT, width=64, num_heads=4, num_layers=1)
+    return lr_env.Task("transformer", model, "cross_entropy", Split(text[:, :-1], text[:, 1:]).divide(), batch_size=16)
+
+
+def make_training(name: TaskName, row: Row) -> Training:
+    """Makes a row's loop or environment, reset and ready."""
+    task = make_task(name)
+    if row.kind == "bare":
+        return _loop(task, _preloaded(task))
+    if row.kind == "loader":
+        return _loop(task, _loaded(task))
+    if row.kind == "single":
+        return _single_environment(task)
+    if row.kind in ("sync", "async", "native"):
+        return _vector_environment(task, row)
+    return _sb3_environment(task, row)
+
+
+def _loop(task: lr_env.Task, batches: Iterator[tuple[Tensor, Tensor]]) -> Training:
+    """The loop that everybody writes."""
+    model = task.make_model(np.random.SeedSequence(SEED))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+
+    def step() -> None:
+        inputs, targets = next(batches)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+
+    return Training(step)
+
+
+def _preloaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of preloaded tensors, of indices that are drawn beforehand."""
+    inputs, targets = _examples(task)
+    generator = torch.Generator().manual_seed(SEED)
+    indices = [torch.randperm(len(inputs), generator=generator)[: task.batch_size] for _ in range(HORIZON)]
+    while True:
+        for batch in indices:
+            yield inputs[batch], targets[batch]
+
+
+def _loaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(SEED)
+    loader = DataLoader(TensorDataset(*_examples(task)), task.batch_size, shuffle=True, drop_last=True, generator=generator)
+    while True:
+        for inputs, targets in loader:
+            yield inputs, targets
+
+
+def _single_environment(task: lr_env.Task) -> Training:
+    env = gym.make("LearningRate-v0", task=task, horizon=HORIZON)
+    env.reset(seed=SEED)
+    action = np.zeros(1, np.float32)  # the rate stays where it is
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
+    return Training(step, env=env)
+
+
+def _vector_environment(task: lr_env.Task, row: Row) -> Training:
+    """``gym.make_vec``: the step that resets is none of SGD."""
+    arguments: dict[str, Any] = {"num_envs": row.members, "task": task, "horizon": HORIZON}
+    if row.kind == "native":
+        arguments |= {"compile": row.compiled, "num_threads": row.threads, "num_processes": row.processes}
+    else:
+        arguments |= {"vectorization_mode": row.kind, "wrappers": [_with_one_thread]}
+    if row.kind == "async":
+        arguments["vector_kwargs"] = {"context": "fork"}  # other contexts import PyTorch anew in each worker
+    env = gym.make_vec("LearningRate-v0", **arguments)
+    env.reset(seed=SEED)
+    actions = np.zeros((row.members, 1), np.float32)
+    return Training(lambda: env.step(actions), HORIZON + 1, HORIZON * row.members, env)
+
+
+def _sb3_environment(task: lr_env.Task, row: Row) -> Training:
+    """Stable-Baselines3's environments, which reset in the step that ends."""
+    from agents.sb3 import make_sb3_env  # here, as the package is optional
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+    factories = [partial(_make_single, task)] * row.members
+    env: VecEnv
+    if row.kind == "dummy":
+        env = DummyVecEnv(factories)
+    elif row.kind == "subproc":
+        env = SubprocVecEnv(factories, start_method="fork")
+    else:
+        env = make_sb3_env(row.members, seed=SEED, task=task, horizon=HORIZON, compile=row.compiled)
+    env.reset()
+    actions = np.zeros((row.members, 1), np.float32)
+    return Training(lambda: env.step(actions), HORIZON, HORIZON * row.members, env)
+
+
+def _make_single(task: lr_env.Task) -> gym.Env[Any, Any]:
+    return _with_one_thread(gym.make("LearningRate-v0", task=task, horizon=HORIZON))
+
+
+def _with_one_thread(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Called in each worker, which starts with as many threads as there are cores."""
+    torch.set_num_threads(1)
+    return env
+
+
+def flops_per_step(task: lr_env.Task) -> int:
+    """Floating-point operations of one forward and backward pass, products and convolutions alone."""
+    inputs, targets = (part[: task.batch_size] for part in _examples(task))
+    model = task.make_model(np.random.SeedSequence(SEED))
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(inputs), targets).backward()
+    return counter.get_total_flops()
+
+
+def matrix_product() -> Callable[[], float]:
+    """A function that measures how many floating-point operations a second a large product makes: the limit of all rows."""
+    size = 1024
+    left, right, product = (torch.ones(size, size) for _ in range(3))
+
+    def measured() -> float:
+        durations = []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(left, right, out=product)
+            durations.append(time.perf_counter() - start)
+        return 2 * size**3 / float(np.median(durations))
+
+    return measured
+
+
+def pure_seconds_per_step(env: Any) -> float | None:  # noqa: ARG001
+    """Seconds of an SGD step's forward, backward and update alone, without the environment around them; None where unknown."""
+    return None
+
+
+def peak_bytes_per_member(name: TaskName, row: Row) -> float | None:
+    """Growth of a fresh process's peak memory by making the environment and a few steps, over N; None but on Linux.
+
+    What the environment keeps of the data set, and a compiler loaded for it, are part of it.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        return child.submit(_peak_growth, name, row).result() / row.members
+
+
+def _peak_growth(name: TaskName, row: Row) -> int:
+    torch.set_num_threads(1)
+    make_task(name)
+    # A peak reached by imports would hide what follows, and ru_maxrss, which a child inherits from its parent, cannot be reset.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_bytes()
+    training = make_training(name, row)
+    for _ in range(MEMORY_STEPS):
+        training.env.step(np.zeros((row.members, 1), np.float32))
+    return _peak_bytes() - before
+
+
+def _peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def _examples(task: lr_env.Task) -> tuple[Tensor, Tensor]:
+    split = task.data.split("train")
+    return split.inputs, split.targets
+

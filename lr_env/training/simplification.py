@@ -1,0 +1,94 @@
+"""Graphs without operations that change nothing: traces of gradients are full of them, and each takes a microsecond every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+_ATEN = torch.ops.aten
+
+_FILLED = {
+    getattr(_ATEN, name).default
+    for name in ("ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "arange", "scalar_tensor")
+}
+"""They make tensors whose values depend on no other tensor's."""
+
+_RESHAPING = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default)
+
+
+def simplify(module: GraphModule) -> None:
+    """Removes what does nothing and computes what is constant, in place; for a graph that ``make_fx`` made. Bits stay the same."""
+    changed = _changed_in_place(module)
+    for node in list(module.graph.nodes):
+        same = None if node in changed else _equal_input(node)
+        if same is not None:
+            node.replace_all_uses_with(same)
+    module.graph.eliminate_dead_code()
+    _fold_constants(module, changed)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _equal_input(node: Node) -> Node | None:
+    """The earlier value that this one equals, if there is one."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node):
+        return None
+    if node.target is _ATEN.detach.default:  # nothing here has a gradient to be detached from
+        return source
+    if node.target is _ATEN.mul.Scalar and node.args[1] == 1:
+        return source
+    if node.target in _RESHAPING and _geometry(node) == _geometry(source):
+        return source
+    # A transposition of a transposition.
+    if node.target in (_ATEN.t.default, _ATEN.transpose.int) and source.target is node.target and node.args[1:] == source.args[1:]:
+        original = source.args[0]
+        return original if isinstance(original, Node) else None
+    return None
+
+
+def _changed_in_place(module: GraphModule) -> set[Node]:
+    """What is written in place, and what that is a view of."""
+    changed: set[Node] = set()
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            written: Any = node
+            while isinstance(written, Node):
+                changed.add(written)
+                written = written.args[0] if written.args else None
+    return changed
+
+
+def _fold_constants(module: GraphModule, changed: set[Node]) -> None:
+    values: dict[Node, Any] = {}
+    for node in module.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op != "call_function" or node in changed:
+            continue
+        if node.target in _FILLED or (inputs and all(source in values for source in inputs) and isinstance(node.meta.get("val"), Tensor)):
+            arguments = torch.fx.map_arg((node.args, node.kwargs), lambda source: values[source] if source in values else _like(source))
+            values[node] = node.target(*arguments[0], **arguments[1])
+    for number, (node, value) in enumerate(values.items()):
+        if all(user in values for user in node.users):
+            continue
+        name = f"constant_{number}"
+        module.register_buffer(name, value)
+        with module.graph.inserting_before(node):
+            replacement = module.graph.get_attr(name)
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+
+
+def _geometry(node: Node) -> tuple[Any, ...]:
+    value = node.meta.get("val")
+    return (value.shape, value.stride()) if isinstance(value, Tensor) else (node,)
+
+
+def _like(node: Node) -> Tensor:
+    """A tensor with the form of this node's, whatever its values."""
+    value = node.meta["val"]
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
