@@ -128,7 +128,7 @@ def evaluate_baselines(seed: int, trainings: int) -> Baselines:
     """Tunes every baseline on the tuning trainings and runs it on the reported ones."""
     start = time.perf_counter()
     tuning, report = (RunnerCache(TASK, role_seeds(seed, role, trainings)) for role in (Role.TUNE, Role.REPORT))
-    horizon = as_family(make_task(TASK)).task.horizon
+    horizon = as_family(make_task(TASK)).variants[0].horizon
     results: dict[str, Result] = {}
     tuned: dict[str, Tuned] = {}
     shapes = schedule_shapes(horizon)

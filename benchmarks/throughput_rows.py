@@ -40,7 +40,7 @@ LABELS: dict[Kind, str] = {
     "async": "AsyncVectorEnv",
     "subproc": "SB3 SubprocVecEnv",
     "native": "native",
-    "sb3": "native in SB3's adapter",
+    "sb3": "SB3 adapter",
 }
 
 
@@ -66,6 +66,11 @@ class Row:
             if number > 1:
                 parts.append(f"{number} {unit}")
         return ", ".join(parts)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the native vector environment in one process with one thread."""
+        return self.kind == "native" and self.threads == self.processes == 1
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,7 @@ def _loaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(SEED)
     loader = DataLoader(TensorDataset(*_examples(task)), task.batch_size, shuffle=True, drop_last=True, generator=generator)
     while True:
-        for inputs, targets in loader:
-            yield inputs, targets
+        yield from loader
 
 
 def _single_environment(task: lr_env.Task) -> Training:
@@ -202,10 +206,11 @@ def _vector_environment(task: lr_env.Task, row: Row) -> Training:
 
 def _sb3_environment(task: lr_env.Task, row: Row) -> Training:
     """Stable-Baselines3's environments, which reset in the step that ends."""
-    from agents.sb3 import make_sb3_env  # here, as the package is optional
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv  # here, as the package is optional
 
-    factories = [partial(_make_single, task)] * row.members
+    from agents.sb3 import make_sb3_env
+
+    factories: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_single, task)] * row.members
     env: VecEnv
     if row.kind == "dummy":
         env = DummyVecEnv(factories)
@@ -234,7 +239,7 @@ def flops_per_step(task: lr_env.Task) -> int:
     model = task.make_model(np.random.SeedSequence(SEED))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(inputs), targets).backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def matrix_product() -> Callable[[], float]:
@@ -253,7 +258,7 @@ def matrix_product() -> Callable[[], float]:
     return measured
 
 
-def pure_seconds_per_step(env: Any) -> float | None:  # noqa: ARG001
+def pure_seconds_per_step(env: Any) -> float | None:
     """Seconds of an SGD step's forward, backward and update alone, without the environment around them; None where unknown."""
     return None
 
@@ -289,4 +294,3 @@ def _peak_bytes() -> int:
 def _examples(task: lr_env.Task) -> tuple[Tensor, Tensor]:
     split = task.data.split("train")
     return split.inputs, split.targets
-

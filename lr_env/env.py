@@ -86,7 +86,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | ``"next_batch"`` (default) | the minibatch losses that are observed anyway; the first and the last Φ on the reference subset, so that the undiscounted return is exactly Φ(w_0) − Φ(w_T) on it | none |
     | ``"same_batch"`` | ℓ(B_t; w_t) − ℓ(B_t; w_{t+1}), the paper's as recalled; **does not telescope**: fitting each minibatch in turn pays for ever without progress | one forward pass a step |
-    | ``"reference"`` | ``subset_size`` = 256 fixed examples of the training split, every ``interval`` = 1 steps | one forward pass on them |
+    | ``"reference"`` | ``subset_size`` fixed examples of the training split (four minibatches by default), every ``interval`` = 1 steps | one forward pass on them |
     | ``"validation"`` | the same of the validation split | one forward pass on them |
     | ``"final"`` | the reference subset, paid once at the end | none |
 

@@ -26,6 +26,9 @@ from lr_env.training.population import State
 SUBSET_SEED = 0
 """Seed of the reference and validation subsets: the same for all trainings of a task."""
 
+SUBSET_BATCHES = 4
+"""Minibatches whose number of examples these subsets have by default."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -115,7 +118,7 @@ class Episodes:
         num_members: int,
         mdp: MDP,
         horizon: int | None = None,
-        execution: Execution = Execution(),  # noqa: B008  (immutable)
+        execution: Execution = Execution(),
     ) -> None:
         self.family = find_family(task)
         variant = self.family.variants[0]
@@ -193,7 +196,7 @@ class Episodes:
     def begin(self, members: np.ndarray) -> Outcome:
         """Takes the first gradient of restarted members ``(K,)``."""
         nobody = np.zeros(self.num_members, bool)
-        with _threads(self.num_threads):
+        with _Threads(self.num_threads):
             outcome = self._compute(np.zeros((self.num_members, 1)), nobody, nobody, members, self._batches_to_reward(), begins=True)
             self._begin_potential(members)
         return outcome
@@ -206,7 +209,7 @@ class Episodes:
             members: Members ``(K,)`` that act; None for all.
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
-        with _threads(self.num_threads):
+        with _Threads(self.num_threads):
             running = None if members is None else _mask(members, self.num_members)
             outcome = self._step_once(actions, running, running, restarting)
             if self.mdp.steps_per_action > 1:
@@ -217,7 +220,7 @@ class Episodes:
 
     def evaluate(self, split: SplitName) -> Evaluation:
         """Mean loss and metric of all members over a whole split, in evaluation mode."""
-        with _threads(self.num_threads):
+        with _Threads(self.num_threads):
             return self.population.evaluate(split)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
@@ -304,9 +307,7 @@ class Episodes:
             reported[1:3, others] = 0  # the others' last reward and divergence
         losses, rewards, diverged = reported[:3]
         nobody = np.zeros(self.num_members, bool)
-        return Outcome(
-            _to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3:].T, self.population.steps.copy()
-        )
+        return Outcome(_to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3:].T, self.population.steps.copy())
 
     def _pass(
         self,
@@ -438,10 +439,9 @@ class Episodes:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
     def _draw_subset(self) -> np.ndarray:
-        size = len(self.family.variants[0].data.split(self._subset_split))
-        if self.process.reward.subset_size >= size:
-            return np.arange(size)
-        return np.sort(np.random.default_rng(SUBSET_SEED).choice(size, self.process.reward.subset_size, replace=False))
+        task = self.family.variants[0]
+        size, wanted = len(task.data.split(self._subset_split)), self.process.reward.subset_size or SUBSET_BATCHES * task.batch_size
+        return np.arange(size) if wanted >= size else np.sort(np.random.default_rng(SUBSET_SEED).choice(size, wanted, replace=False))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graph": None, "_record": None}  # a graph and views: made anew
@@ -466,7 +466,7 @@ def find_family(task: str | Task | TaskFamily) -> TaskFamily:
     return as_family(make_task(task) if isinstance(task, str) else task)
 
 
-class _threads:
+class _Threads:
     """So many threads of PyTorch inside; costs less than a microsecond."""
 
     __slots__ = ("_before", "_inside")

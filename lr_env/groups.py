@@ -26,7 +26,7 @@ def make_episodes(
     num_members: int,
     mdp: MDP,
     horizon: int | None = None,
-    execution: Execution = Execution(),  # noqa: B008  (immutable)
+    execution: Execution | None = None,
     variant: int | None = None,
     num_processes: int = 1,
 ) -> Episodes | EpisodeGroups:
@@ -37,7 +37,7 @@ def make_episodes(
         num_members: N.
         mdp: The decision process.
         horizon: SGD steps of an episode; None for each task's default.
-        execution: How trainings are computed.
+        execution: How trainings are computed; None for the defaults.
         variant: The family's variant of all members; None for variant i mod ``num_variants`` of member i.
         num_processes: Processes over which members are spread, each with ``execution.num_threads``; with 1, there is none but this.
 
@@ -45,6 +45,7 @@ def make_episodes(
         TypeError: If the task is none.
         ValueError: If a name is unknown or a number is out of range.
     """
+    execution = execution or Execution()
     family, num_members = find_family(task), positive_integer("num_envs", num_members)
     if positive_integer("num_processes", num_processes) > num_members:
         raise ValueError(f"num_processes must not exceed the number of members, {num_members}, but {num_processes} was given.")
@@ -142,7 +143,8 @@ class EpisodeGroups:
             ValueError: If a member is to get the state of another variant.
         """
         if (state["variants"] != self._variants[members]).any():
-            raise ValueError(f"States of variants {state['variants'].tolist()} can't be put into members of variants {self._variants[members].tolist()}.")
+            given, expected = state["variants"].tolist(), self._variants[members].tolist()
+            raise ValueError(f"States of variants {given} can't be put into members of variants {expected}.")
         for member, own_state in zip(members.tolist(), state["members"], strict=True):
             group, local = self._find(member)
             self._call("set_state", [(own_state, local) if index == group else None for index in range(len(self._groups))])
@@ -203,7 +205,7 @@ class RemoteEpisodes:
 
     def __init__(self, family: TaskFamily, variants: np.ndarray, mdp: MDP, horizon: int | None, execution: Execution) -> None:
         self._connection, other = multiprocessing.Pipe()
-        arguments = CloudpickleWrapper((family, variants, mdp, horizon, execution))
+        arguments = CloudpickleWrapper(lambda: _make_local(family, variants, mdp, horizon, execution))  # type: ignore[type-var]  # it is for environments, but pickles any function
         self._process = multiprocessing.Process(target=_serve, args=(other, self._connection, arguments), daemon=True)
         self._process.start()
         other.close()
@@ -250,7 +252,7 @@ def _serve(connection: Connection, other: Connection, arguments: CloudpickleWrap
     other.close()
     torch.set_num_threads(1)
     try:
-        episodes = _make_local(*arguments.fn)
+        episodes: Any = arguments()
         connection.send((True, (episodes.lower_bounds, episodes.horizons)))
     except Exception as error:
         connection.send((False, error))

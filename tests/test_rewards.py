@@ -16,6 +16,7 @@ from lr_env.mdp import REWARD_SOURCES, REWARDS, Reward, make_reward
 from tests.reference import mean_loss, train
 from tests.rollouts import RUINOUS_RATE, Rollout, roll_out, tiny_task
 
+WHOLE = {"subset_size": 256}  # more than there are examples
 RATES = 0.1 * 10 ** np.random.default_rng(0).uniform(-0.5, 0.5, 8)
 
 
@@ -47,7 +48,7 @@ def naive(seed: int) -> tuple[list[float], dict[str, list[float]], list[float]]:
 @pytest.mark.parametrize("source", REWARD_SOURCES)
 def test_rewards_equal_their_definitions(kind: str, source: str) -> None:
     losses, splits, again = naive(3)
-    rewards = roll_out(make(tiny_task(), reward=kind, reward_on=source), RATES[:, None], seed=3).rewards
+    rewards = roll_out(make(tiny_task(), reward={"kind": kind, **WHOLE}, reward_on=source), RATES[:, None], seed=3).rewards
     # The training split has 102 examples: the reference subset is all of it.
     if source == "same_batch":
         expected = [potential(kind, before, losses[0]) - potential(kind, after, losses[0]) for before, after in zip(losses, again, strict=False)]
@@ -72,7 +73,7 @@ def test_the_undiscounted_return_is_the_reduction_on_the_reference_subset(kind: 
     _, _ = env.reset(seed=1)
     episodes = env.unwrapped.episodes
     subset = episodes._subset
-    assert len(subset) == min(256, len(task.data.split("train")))
+    assert len(subset) == 4 * task.batch_size
     rollout = roll_out(env, [[0.1]] * 20, seed=1)
     data = task.data.split("train")
     first, last = (mean_loss(task, train(task, 1, [0.1] * t).model, data.inputs[subset], data.targets[subset]) for t in (0, 20))
@@ -84,7 +85,7 @@ def test_the_undiscounted_return_is_the_reduction_on_the_reference_subset(kind: 
 @pytest.mark.parametrize("kind", REWARDS)
 def test_the_interval_of_the_reference_reward(kind: str) -> None:
     _, splits, _ = naive(3)
-    env = make(tiny_task(), reward={"kind": kind, "interval": 3}, reward_on="reference")
+    env = make(tiny_task(), reward={"kind": kind, "interval": 3, **WHOLE}, reward_on="reference")
     rewards = roll_out(env, RATES[:, None], seed=3).rewards
     values = [potential(kind, splits["train"][t], splits["train"][0]) for t in (0, 3, 6, 8)]
     expected = [0, 0, values[0] - values[1], 0, 0, values[1] - values[2], 0, values[2] - values[3]]
@@ -93,7 +94,7 @@ def test_the_interval_of_the_reference_reward(kind: str) -> None:
 
 def test_the_floor_of_the_logarithm() -> None:
     _, splits, _ = naive(3)
-    env = make(tiny_task(), reward={"kind": "log_loss", "loss_floor": 0.5}, reward_on="reference")
+    env = make(tiny_task(), reward={"kind": "log_loss", "loss_floor": 0.5, **WHOLE}, reward_on="reference")
     values = [potential("log_loss", loss, splits["train"][0], floor=0.5) for loss in splits["train"]]
     np.testing.assert_allclose(roll_out(env, RATES[:, None], seed=3).rewards, -np.diff(values), rtol=1e-9, atol=1e-12)
 
@@ -122,7 +123,7 @@ def test_a_diverged_return_is_the_worst_there_is_whenever_it_diverges(kind: str,
     first = splits["validation" if source == "validation" else "train"][0]
     rates = RATES[:, None].copy()
     rates[when] = RUINOUS_RATE
-    rollout = roll_out(make(tiny_task(), reward=kind, reward_on=source), rates, seed=3)
+    rollout = roll_out(make(tiny_task(), reward={"kind": kind, **WHOLE}, reward_on=source), rates, seed=3)
     assert rollout.terminated[-1] and rollout.infos[-1]["diverged"] and len(rollout.rewards) == when + 1
     worst = potential(kind, first, first) - potential(kind, np.inf, first)
     assert sum(rollout.rewards) == pytest.approx(worst, rel=1e-9)

@@ -35,7 +35,7 @@ class Reward:
         interval: SGD steps between evaluations of ``"reference"`` and ``"validation"``; the last step is always evaluated.
         loss_floor: Floor of the logarithm relative to ℓ₀, ≥ 0; keeps the noise of small losses from drowning the rest.
         divergence: A training has diverged where its loss is not finite or ``ℓ − b > divergence · (ℓ₀ − b)``; > 1.
-        subset_size: Examples of the reference and validation subsets.
+        subset_size: Examples of the reference and validation subsets; None for four minibatches.
     """
 
     kind: str = "log_loss"
@@ -43,15 +43,16 @@ class Reward:
     interval: int = 1
     loss_floor: float = 0.0
     divergence: float = 20.0
-    subset_size: int = 256
+    subset_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in REWARDS:
             raise unknown_name("reward", self.kind, REWARDS)
         if self.source not in REWARD_SOURCES:
             raise unknown_name("reward_on", self.source, REWARD_SOURCES)
-        for name in ("interval", "subset_size"):
-            positive_integer(f"The reward's {name}", getattr(self, name))
+        positive_integer("The reward's interval", self.interval)
+        if self.subset_size is not None:
+            positive_integer("The reward's subset_size", self.subset_size)
         if not 0 <= self.loss_floor < math.inf:
             raise ValueError(f"The reward's loss_floor must be a finite number >= 0, but {self.loss_floor!r} was given.")
         if not 1 < self.divergence < math.inf:

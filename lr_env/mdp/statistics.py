@@ -45,8 +45,8 @@ class Statistics:
     Attributes:
         sizes: Rows of each part, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
             norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), then
-            :data:`OTHERS`, ``floors`` (of the signals), ``targets`` (what the averages follow), ``age`` (SGD steps since the start, −1 before the first), ``squared_norm`` (of the
-            last gradient) and ``log_rates`` (log10 of the rates in force, G).
+            :data:`OTHERS`, ``floors`` (of the signals), ``targets`` (what the averages follow), ``age`` (SGD steps since the start, −1
+            before the first), ``squared_norm`` (of the last gradient) and ``log_rates`` (log10 of the rates in force, G).
         rows: Where in a table the rows lie that features use: the signals' logarithms by the signals' names, the same at the first step
             with ``first_`` before the name, then :data:`AVERAGES` and :data:`OTHERS`.
     """
@@ -59,7 +59,8 @@ class Statistics:
         self.sizes |= {"floors": len(names), "targets": len(AVERAGES), "age": 1, "squared_norm": 1, "log_rates": num_groups}
         self.rows = {name: row for row, name in enumerate([*names, *(f"first_{name}" for name in names), *AVERAGES, *OTHERS])}
 
-        time_constants = [FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon, FAST_TIME_CONSTANT]
+        of_horizon = FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon
+        time_constants = FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, *of_horizon, FAST_TIME_CONSTANT
         columns = (
             [loss_lower_bound if name == "loss" else 0.0 for name in names],
             [0.5 if name.endswith("squared") else 1.0 for name in names],  # norms come squared: half the logarithm

@@ -49,20 +49,22 @@ class GradientFunction:
         task: What is trained.
         model: Template whose structure is used; its parameters are not.
         num_members: N.
-        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works, ``"looped"`` elsewhere. Chosen on the first batch.
+        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works and the model has no convolutions, which are faster in a loop,
+            ``"looped"`` elsewhere. Chosen on the first batch.
+        backend: What runs the graph of one member, where members are looped over.
 
     Attributes:
         is_stochastic: Whether the model draws random numbers while it trains, as dropout does.
         is_plain: Whether the function is made of plain operations, so that it can be part of a larger graph.
     """
 
-    def __init__(self, task: Task, model: nn.Module, num_members: int, engine: Engine = "auto") -> None:
+    def __init__(self, task: Task, model: nn.Module, num_members: int, engine: Engine = "auto", backend: Backend = interpreted) -> None:
         if engine not in ENGINES:
             raise unknown_name("gradients", engine, ENGINES)
         self.layout = ParameterLayout(model)
         self.engine: Engine = "looped" if engine == "auto" and num_members == 1 else engine
         self.is_stochastic = self.is_plain = False
-        self._task, self._model, self._num_members = task, model, num_members
+        self._task, self._model, self._num_members, self._backend = task, model, num_members, backend
         self._function: Callable[..., tuple[Tensor, Tensor]] = self._single
 
     def __call__(
@@ -118,15 +120,20 @@ class GradientFunction:
         """Probes the engines on a first batch and keeps the fastest one that agrees with plain autograd.
 
         Raises:
-            ValueError: If ``"batched"`` was asked for and does not work; the message says why.
+            ValueError: If ``"batched"`` was asked for and does not work; the message says why. If the model draws on a GPU.
         """
         with preserved_global_generators():
             before = torch.get_rng_state()
+            before_on_device = torch.cuda.get_rng_state(parameters.device) if parameters.is_cuda else before
             self._single(parameters[0], _clone(buffers, 0), inputs[0], targets[0])
             self.is_stochastic = not torch.equal(before, torch.get_rng_state())
+            if parameters.is_cuda and not torch.equal(before_on_device, torch.cuda.get_rng_state(parameters.device)):
+                torch.cuda.set_rng_state(before_on_device, parameters.device)
+                name = self._task.name
+                raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
             # The check is made on weights and data that the trace has not seen.
             check = (parameters * 0.9, buffers, inputs.roll(1, dims=1), targets.roll(1, dims=1))
-            if self.engine != "looped":
+            if self.engine == "batched" or (self.engine == "auto" and not _has_convolutions(self._model)):
                 reason = self._try_batched(parameters, buffers, inputs, targets, check)
                 if not reason:
                     return
@@ -135,13 +142,14 @@ class GradientFunction:
             self.engine = "looped"
             if self.is_stochastic:
                 return
+            example = (parameters[0], _clone(buffers, 0), inputs[0], targets[0])
             try:
-                graph = flat_graph(self._single, (parameters[0], _clone(buffers, 0), inputs[0], targets[0]))
+                graph = flat_graph(self._single, example)
             except Exception:  # whatever the model does that cannot be traced: plain autograd runs it
                 return
             if self._agrees(lambda p, b, x, y: graph(p[-1], {name: buffer[-1] for name, buffer in b.items()}, x[-1], y[-1]), check):
                 self.is_plain = self._num_members == 1
-                self._function = graph if self.is_plain else interpreted(graph, (parameters[0], _clone(buffers, 0), inputs[0], targets[0]))
+                self._function = graph if self.is_plain else self._backend(graph, example)
 
     def _try_batched(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, check: tuple[Any, ...]) -> str:
         """Empty if the batched engine works and was taken; else why not."""
@@ -225,20 +233,21 @@ class EvaluationFunction:
     def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> Tensor:
         key = tuple(argument.shape if isinstance(argument, Tensor) else None for argument in arguments)
         with torch.no_grad():
-            graph = self._graphs.get(key)
-            if graph is not None:
-                return graph(*arguments)
+            known = self._graphs.get(key)
+            if known is not None:
+                return known(*arguments)
             self._model.eval()
             try:
                 with preserved_global_generators():  # a model may draw even here
-                    before = torch.get_rng_state()
-                    result = function(*arguments)
                     if key not in self._graphs:
+                        before = torch.get_rng_state()
+                        function(*arguments)
                         draws = not torch.equal(before, torch.get_rng_state())
                         self._graphs[key] = None if draws else self._try_trace(function, arguments)
+                    graph = self._graphs[key]
+                    return function(*arguments) if graph is None else graph(*arguments)
             finally:
                 self._model.train()
-        return result
 
     def _try_trace(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> Callable[..., Tensor] | None:
         try:
@@ -260,6 +269,11 @@ class EvaluationFunction:
 def _mean(function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:
     assert callable(function)
     return function(outputs, targets).mean()
+
+
+def _has_convolutions(model: nn.Module) -> bool:
+    kinds = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _clone(buffers: Buffers, member: int | None = None) -> Buffers:

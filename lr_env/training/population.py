@@ -24,7 +24,7 @@ from lr_env.training.batches import Batches
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Optimizer
-from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain
+from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
 
 SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
 """Names of the signals beside the loss."""
@@ -96,6 +96,8 @@ class Population:
         self.optimizer = optimizer
         self.dtype, self.device = dtypes[dtype], resolve_device(device)
         self._is_on_cpu = self.device.type == "cpu"
+        if compile:
+            require_compiler()
         self._signals, self._engine, self._compile = signals, gradients, compile
         self._build_functions()
         parameters = torch.zeros(num_members, self._gradient_function.layout.size, dtype=self.dtype, device=self.device)
@@ -243,8 +245,9 @@ class Population:
 
     @contextmanager
     def others_kept(self, members: np.ndarray | None) -> Iterator[None]:
-        """All members are computed in any case, so that a member's bits don't depend on the others; but those not among ``members
-        (K,)`` are afterwards as they were.
+        """Whatever happens inside, all but members ``(K,)`` are afterwards as they were.
+
+        All members are computed in any case, so that a member's bits don't depend on which others are.
         """
         if members is None or len(members) == self.num_members:
             yield
@@ -341,9 +344,9 @@ class Population:
 
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
-        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine)
-        self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
         self._backend: Backend = compiled if self._compile else interpreted
+        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._backend)
+        self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
         self._evaluation = None
         self._take_step = self._take_losses = None
 

@@ -7,9 +7,10 @@ holds for the shapes it was made with. A backend makes one: :func:`plain` none a
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,12 +61,36 @@ def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
 
     The kernels use as many threads as PyTorch does when they are made.
     """
-    from torch._inductor import compile  # noqa: A004  (here, as it takes a second to import)
-
     flat = _Flat(function, arguments)
-    with torch.no_grad():
-        kernels = compile(_graph(flat, arguments), _tensors(arguments))
+    options = {"cpp_wrapper": True, "size_asserts": False}  # a wrapper in C++ calls the kernels without Python in between
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # PyTorch's own, at the import and while it compiles
+        from torch._inductor import compile  # noqa: A004  (here, as it takes a second to import)
+
+        graph = _graph(flat, arguments, tracing_mode="fake")
+        kernels = compile(graph, _tensors(arguments), options=options)  # type: ignore[arg-type]  # a list is invariant
+        kernels(*_tensors(arguments))  # the wrapper is built at the first call
     return lambda *values: flat.results(kernels(*_tensors(values)))
+
+
+def require_compiler() -> None:
+    """Raises where :func:`compiled` cannot work.
+
+    Raises:
+        RuntimeError: If there is no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except InvalidCxxCompiler:
+        compiler = ""
+    if shutil.which(compiler) is None:
+        raise RuntimeError(
+            "compile=True needs a C++ compiler, but none was found. "
+            "Install one (Debian, Ubuntu: apt install g++), name it in $CXX, or leave compile out."
+        )
 
 
 class _Flat:
@@ -106,8 +131,8 @@ class _Flat:
         return tuple(values)
 
 
-def _graph(flat: _Flat, arguments: tuple[Argument, ...]) -> torch.fx.GraphModule:
-    graph: torch.fx.GraphModule = make_fx(flat)(*_tensors(arguments))
+def _graph(flat: _Flat, arguments: tuple[Argument, ...], tracing_mode: Literal["real", "fake"] = "real") -> torch.fx.GraphModule:
+    graph: torch.fx.GraphModule = make_fx(flat, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(*_tensors(arguments))
     simplify(graph)
     return graph
 

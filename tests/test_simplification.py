@@ -1,0 +1,57 @@
+"""Graphs without idle operations give the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lr_env.training.simplification import simplify
+
+VALUES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+
+def twice_transposed(values: Tensor) -> Tensor:
+    return values.t().t() * 2
+
+
+def views_of_the_same_form(values: Tensor) -> Tensor:
+    return values.view(4, 3).expand(4, 3).detach().view(12)
+
+
+def constants(values: Tensor) -> Tensor:
+    return values + torch.ones_like(values).div(3).neg() + torch.arange(3) * 2
+
+
+def a_changed_constant(values: Tensor) -> Tensor:
+    zeros = torch.zeros_like(values)
+    zeros[1] = values[1]  # writes into a view of it
+    return zeros + values
+
+
+def a_view_that_is_changed(values: Tensor) -> Tensor:
+    own = values.clone()
+    turned = own.t().t()
+    turned += 1
+    return own * turned
+
+
+@pytest.mark.parametrize(
+    ("function", "removed"),
+    [
+        (twice_transposed, {"t"}),
+        (views_of_the_same_form, {"expand", "detach"}),
+        (constants, {"ones_like", "div", "neg", "arange", "mul"}),
+        (a_changed_constant, set()),
+        (a_view_that_is_changed, set()),
+    ],
+)
+def test_the_same_bits_with_fewer_operations(function: object, removed: set[str]) -> None:
+    graph = make_fx(function)(VALUES)
+    before = {node.target.overloadpacket.__name__ for node in graph.graph.nodes if node.op == "call_function"}
+    simplify(graph)
+    after = {node.target.overloadpacket.__name__ for node in graph.graph.nodes if node.op == "call_function"}
+    assert before - after == removed
+    for other in (VALUES, VALUES.flip(0), VALUES * 3):  # and again: no run changes a constant
+        assert torch.equal(graph(other), function(other))

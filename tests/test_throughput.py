@@ -1,0 +1,161 @@
+"""The benchmark of throughput: its arithmetic on a clock that stands still between steps, and one very small run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from benchmarks import throughput
+from benchmarks.throughput import Options, Repeat, Requirement, Result, measure, measure_once, requirements, warm_up
+from benchmarks.throughput_rows import Row, Training, rows
+
+
+@dataclass
+class Machine:
+    """Steps take the seconds they are said to take, ``slowness`` times."""
+
+    now: float = 0.0
+    slowness: float = 1.0
+    order: list[str] = field(default_factory=list)
+
+    def clock(self) -> float:
+        return self.now
+
+    def training(self, name: str, seconds: float, calls: int = 10, steps: int = 10) -> Training:
+        def step() -> None:
+            self.now += seconds * self.slowness
+            self.order.append(name)
+
+        return Training(step, calls, steps)
+
+    def limit(self) -> float:
+        return 100.0 / self.slowness
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_bare_loop_is_measured_around_each_slice(machine: Machine) -> None:
+    row, bare = machine.training("row", 2.0, calls=11, steps=40), machine.training("bare", 0.5)
+    repeat = measure_once(row, bare, machine.limit, slices=[6, 5], bare_calls=2, clock=machine.clock)
+    assert machine.order == ["bare"] * 2 + ["row"] * 6 + ["bare"] * 2 + ["row"] * 5 + ["bare"] * 2
+    assert repeat == Repeat(speed=pytest.approx(40 / 22), bare_speed=pytest.approx(2.0), limit=100.0)
+
+
+def test_ratio_and_share_do_not_depend_on_a_slow_machine(machine: Machine) -> None:
+    row, bare = machine.training("row", 0.25), machine.training("bare", 0.5)
+    repeats = []
+    for slowness in (1.0, 5.0, 3.0):
+        machine.slowness = slowness
+        repeats.append(measure_once(row, bare, machine.limit, [10], 4, machine.clock))
+    result = Result(Row("native"), flops=5, repeats=repeats)
+    assert result.ratio == pytest.approx(2.0)
+    assert result.share == pytest.approx(0.2)
+    assert result.speed == pytest.approx(4 / 3)
+
+
+def test_ratio_is_the_median_of_ratios(machine: Machine) -> None:
+    result = Result(Row("native"), 1, [Repeat(10, 1, 100), Repeat(20, 10, 100), Repeat(30, 5, 100)])
+    assert result.ratio == 6.0  # of the pairs 10, 2 and 6; the medians' ratio is 4
+    assert result.overhead is None
+
+
+@pytest.mark.parametrize(("seconds", "expected_slices"), [(0.01, 1), (0.2, 7)])
+def test_whole_episodes_are_measured(machine: Machine, seconds: float, expected_slices: int) -> None:
+    """Short ones several times, long ones in slices."""
+    row, bare = machine.training("row", seconds), machine.training("bare", 0.1)
+    advanced: list[None] = []
+    repeats = measure(row, bare, machine.limit, Options(repeats=2, seconds=0.3), lambda: advanced.append(None), machine.clock)
+    measured = "".join(name[0] for name in machine.order).rstrip("b")[machine.order.index("bare") :].lstrip("b")
+    parts = [part for part in measured.split("b") if part]
+    assert len(parts) == 2 * expected_slices
+    assert len("".join(parts)) == (60 if expected_slices == 1 else 20)
+    assert [repeat.speed for repeat in repeats] == [pytest.approx(1 / seconds)] * 2
+    assert len(advanced) == 2
+
+
+def test_long_rows_are_measured_at_least_once(machine: Machine) -> None:
+    row, bare = machine.training("row", 10.0), machine.training("bare", 0.1)
+    advanced: list[None] = []
+    repeats = measure(row, bare, machine.limit, Options(repeats=7, longest=250), lambda: advanced.append(None), machine.clock)
+    assert len(repeats) == 3  # an episode takes 100 seconds
+    assert len(advanced) == 7
+
+
+def test_warm_up_ignores_a_slow_first_call(machine: Machine) -> None:
+    durations = iter([50.0, *[0.1] * 100])
+
+    def step() -> None:
+        machine.now += next(durations)
+
+    assert warm_up(Training(step, calls=10), seconds=1.0, clock=machine.clock) == pytest.approx(0.1)
+
+
+def test_threads_start_after_all_forks() -> None:
+    names = [row.name for row in rows((1, 16, 64), (8, 64), compiled=True)]
+    assert len(set(names)) == len(names)
+    assert names[-2:] == ["native N = 16, 2 threads", "native N = 64, 2 threads"]
+    assert not any("compiled" in row.name for row in rows((1, 16), (), compiled=False))
+
+
+@pytest.fixture
+def result() -> Callable[..., Result]:
+    """Of a row with this ratio, where the limit is 100 bare loops."""
+    return lambda ratio, *row, **options: Result(Row(*row, **options), 1, [Repeat(ratio, 1.0, 100.0)])
+
+
+def test_requirements(result: Callable[..., Result]) -> None:
+    measured = [
+        result(1.0, "bare"),
+        result(0.9, "single"),
+        result(6.0, "native", 64),
+        result(9.0, "native", 64, processes=2),
+        result(5.0, "sb3", 64),
+        result(20.0, "native", 16, compiled=True),
+        result(1.0, "async", 64),
+        Result(Row("subproc", 64), 1),  # not installed
+    ]
+    found = {requirement.text: requirement for requirement in requirements({"mlp": measured})}
+    assert found == {
+        text: Requirement(text, pytest.approx(value), bound, text.endswith("on top of the environment"))
+        for text, value, bound in [
+            ("mlp: single, gym.make, against the bare loop", 0.9, 0.92),
+            ("mlp: native N = 64, against the bare loop", 6.0, 5.0),
+            ("mlp: at its best, native N = 16, compiled, against the bare loop", 20.0, 12),
+            ("mlp: at its best, native N = 16, compiled, share of the limit", 0.2, 0.35),
+            ("mlp: native N = 64, 2 processes, against one process", 1.5, 1.7),
+            ("mlp: SB3 adapter N = 64, on top of the environment", 0.2, 0.05),
+            ("mlp: native N = 64, 2 processes, against AsyncVectorEnv N = 64", 9.0, 8),
+        ]
+    }
+    assert [requirement.is_met for requirement in found.values()] == [False, True, True, False, False, False, True]
+
+
+def test_requirements_of_the_cnn_hold_at_every_number_of_members(result: Callable[..., Result]) -> None:
+    found = requirements({"cnn": [result(0.98, "native", 1), result(1.3, "native", 4), result(0.5, "native", 4, threads=2)]})
+    assert [(requirement.measured, requirement.bound) for requirement in found] == [(0.98, 0.97), (1.3, 0.97), (1.3, 1.2)]
+
+
+def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results" / "throughput.json"
+    throughput.main(Options(tasks=("mlp",), members=(2,), parallel_members=0, repeats=1, seconds=0.1, compiled=False, output=output))
+    content = json.loads(output.read_text())
+    lines = {line["name"]: line for line in content["rows"]["mlp"]}
+    assert list(lines) == [
+        "bare PyTorch loop",
+        "PyTorch loop with DataLoader",
+        "single, gym.make",
+        "native N = 2",
+        "SB3 adapter N = 2",
+    ]
+    assert all(len(line["repeats"]) == 1 and line["ratio"] > 0 and line["flops"] > 3 * 64 * 64 * 32 for line in lines.values())
+    assert content["options"]["repeats"] == 1
+    assert content["machine"]["torch"]
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    assert "Requirements" in capsys.readouterr().out
