@@ -5,7 +5,8 @@ Run ``python -m benchmarks.throughput``. Three tasks: ``mlp`` is digits-mlp, ``c
 thread unless they say otherwise, default features and one SGD step per action; whole episodes of 100 steps, resets and final
 evaluations included. A row is measured between measurements of the bare loop and of a large matrix product, so that a machine whose
 speed drifts slows all alike; ratios are medians over repeats. The limit is that matrix product's rate. Peak memory per member is
-what a fresh process grows by, libraries and what is kept of the data set included; seconds to compile are those from making the
+what a fresh process grows by, libraries and what is kept of the data set included; overhead is the part of an SGD step that is not
+gather, forward, backward or update; resets are a share of the episode; seconds to compile are those from making the
 environment to the end of its first step, with an empty cache. Where the same kernels were made for an earlier row, they are few.
 """
 
@@ -41,11 +42,12 @@ from benchmarks.throughput_rows import (
     TaskName,
     Training,
     flops_per_step,
+    make_pure_training,
+    make_resets,
     make_task,
     make_training,
     matrix_product,
     peak_bytes_per_member,
-    pure_seconds_per_step,
     rows,
 )
 
@@ -96,7 +98,10 @@ class Result:
     repeats: list[Repeat] = field(default_factory=list)
     seconds_to_compile: float = 0.0
     bytes_per_member: float | None = None
-    pure_seconds: float | None = None
+    pure_ratio: float | None = None
+    """To the bare loop, of forward, backward and update alone."""
+    resets_per_bare_step: float | None = None
+    """Resets in the time of a step of the bare loop."""
 
     @property
     def speed(self) -> float:
@@ -114,9 +119,14 @@ class Result:
         return float(np.median([repeat.speed * self.flops / repeat.limit for repeat in self.repeats]))
 
     @property
-    def overhead(self) -> float | None:
-        """Seconds per SGD step that are not forward, backward or update."""
-        return None if self.pure_seconds is None else 1 / self.speed - self.pure_seconds
+    def reset_share(self) -> float | None:
+        """Of an episode."""
+        return None if self.resets_per_bare_step is None else self.ratio / (self.resets_per_bare_step * HORIZON * self.row.members)
+
+    @property
+    def overhead_share(self) -> float | None:
+        """Of a step, resets left out, what is not forward, backward or update."""
+        return None if self.pure_ratio is None or self.reset_share is None else 1 - self.ratio / self.pure_ratio / (1 - self.reset_share)
 
 
 @dataclass(frozen=True)
@@ -201,13 +211,20 @@ def measure_row(name: TaskName, row: Row, bare: Training, limit: Callable[[], fl
     seconds_to_ready = time.perf_counter() - start
     try:
         repeats = measure(training, bare, limit, options, advance)
-        pure_seconds = pure_seconds_per_step(training.env)
+        pure_ratio = resets = None
+        if row.is_plain or row.kind == "single":
+            resets = _ratio(measure(make_resets(training), bare, limit, options))
+            pure_ratio = _ratio(measure(make_pure_training(name, row), bare, limit, options))
     finally:
         training.close()
         del training
         gc.collect()
     memory = peak_bytes_per_member(name, row) if row.is_plain else None
-    return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_seconds)
+    return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_ratio, resets)
+
+
+def _ratio(repeats: Sequence[Repeat]) -> float:
+    return float(np.median([repeat.speed / repeat.bare_speed for repeat in repeats]))
 
 
 def task_rows(name: TaskName, options: Options) -> list[Row]:
@@ -237,6 +254,10 @@ def requirements(results: Results) -> list[Requirement]:
             bound = required_ratio(name, row)
             if bound is not None:
                 found.append(Requirement(f"{name}: {row.name}, against the bare loop", result.ratio, bound))
+        for row, result in measured.items():
+            if row.is_plain and row.members >= COMPARED and result.overhead_share is not None and result.reset_share is not None:
+                found.append(Requirement(f"{name}: {row.name}, features, reward and packing, share of a step", result.overhead_share, 0.1, True))
+                found.append(Requirement(f"{name}: {row.name}, resets, share of an episode", result.reset_share, 0.05, True))
         found += _requirements_at_the_best(name, measured)
         found += _requirements_of_pairs(name, measured)
     return found
@@ -280,7 +301,17 @@ def make_table(name: TaskName, results: Sequence[Result]) -> Table:
     """One task's results for people."""
     table = Table(title=f"{name}, batch {make_task(name).batch_size}, horizon {HORIZON}, {results[0].flops / 1e6:.3g} MFLOP per SGD step")
     table.add_column("", no_wrap=True)
-    for column in ("SGD\nsteps/s", "ratio\nto bare", "required", "GFLOP\n/s", "of\nlimit", "over-\nhead µs", "MB per\nmember", "s to\ncompile"):
+    for column in (
+        "SGD\nsteps/s",
+        "ratio\nto bare",
+        "required",
+        "GFLOP\n/s",
+        "of\nlimit",
+        "over-\nhead µs",
+        "resets",
+        "MB per\nmember",
+        "s to\ncompile",
+    ):
         table.add_column(column, justify="right")
     for result in results:
         bound = required_ratio(name, result.row)
@@ -289,9 +320,10 @@ def make_table(name: TaskName, results: Sequence[Result]) -> Table:
             table.add_row(result.row.name, "not installed", "", required)
             continue
         numbers = f"{result.speed:,.0f}", f"{result.ratio:.2f}", required, f"{result.speed * result.flops / 1e9:.1f}", f"{result.share:.1%}"
-        overhead = "" if result.overhead is None else f"{1e6 * result.overhead:.1f}"
+        overhead = "" if result.overhead_share is None else f"{1e6 * result.overhead_share / result.speed:.1f}"
+        resets = "" if result.reset_share is None else f"{result.reset_share:.1%}"
         memory = "" if result.bytes_per_member is None else f"{result.bytes_per_member / 1e6:.2f}"
-        table.add_row(result.row.name, *numbers, overhead, memory, f"{result.seconds_to_compile:.1f}")
+        table.add_row(result.row.name, *numbers, overhead, resets, memory, f"{result.seconds_to_compile:.1f}")
     return table
 
 
@@ -323,7 +355,8 @@ def as_json(results: Results, options: Options) -> dict[str, Any]:
         name: [
             asdict(result)
             | {"name": result.row.name, "required": required_ratio(name, result.row)}
-            | ({"speed": result.speed, "ratio": result.ratio, "share_of_limit": result.share, "overhead": result.overhead} if result.repeats else {})
+            | {"reset_share": result.reset_share if result.repeats else None, "overhead_share": result.overhead_share if result.repeats else None}
+            | ({"speed": result.speed, "ratio": result.ratio, "share_of_limit": result.share} if result.repeats else {})
             for result in measured
         ]
         for name, measured in results.items()

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import lr_env
+from lr_env.seeding import Streams
 from lr_env.tasks.models import CharacterTransformer, cnn
 from lr_env.tasks.task import Split
+from lr_env.training import Population, make_optimizer
 
 HORIZON, SEED, RATE = 100, 0, 0.1
 NUM_EXAMPLES = 3_000
@@ -258,9 +260,18 @@ def matrix_product() -> Callable[[], float]:
     return measured
 
 
-def pure_seconds_per_step(env: Any) -> float | None:
-    """Seconds of an SGD step's forward, backward and update alone, without the environment around them; None where unknown."""
-    return None
+def make_pure_training(name: TaskName, row: Row) -> Training:
+    """What an environment's step cannot do without: the batches' gather, forward, backward and update, in the same engine."""
+    population = Population(make_task(name), row.members, make_optimizer("sgd")[0], compile=row.compiled)
+    population.restart(np.arange(row.members), [Streams(SEED + member) for member in range(row.members)])
+    rates = np.full((row.members, 1), RATE)
+    population.begin()
+    return Training(lambda: population.train(rates), 1, row.members)
+
+
+def make_resets(training: Training) -> Training:
+    """The resets of a row's environment alone; a step of it is a reset."""
+    return Training(training.env.reset, 1, 1)
 
 
 def peak_bytes_per_member(name: TaskName, row: Row) -> float | None:
