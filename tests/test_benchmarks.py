@@ -9,6 +9,7 @@ from agents.schedules import constant
 from benchmarks.baselines import extended_search, grid
 from benchmarks.runner import compare, run
 from benchmarks.statistics import paired_difference
+from benchmarks.time_to_result import Run, Watch, make_table
 from lr_env import MDP, BoundController, LearningRateEnv
 from lr_env.seeding import Role, role_seeds
 
@@ -76,3 +77,16 @@ def test_seeds_of_roles_are_disjoint() -> None:
     assert all(len(part) == 1_000 for part in seeds)
     assert len(set.union(*seeds)) == 4_000
     assert role_seeds(0, Role.TUNE, 5) == role_seeds(0, Role.TUNE, 5) != role_seeds(1, Role.TUNE, 5)
+
+
+def test_time_to_result_stops_when_both_bars_are_passed() -> None:
+    run = Run("DDPG", False, 0, 1.0)
+    scores = iter([0.5, -0.3, -0.3, -0.9])
+    watch = Watch(run, (-0.2, -0.6), lambda: next(scores), interval=10)
+    assert [watch(steps) for steps in (5, 10, 15, 20, 30, 40)] == [True, True, True, True, True, False]
+    assert run.steps == 40
+    assert run.seconds_to_constant is not None and run.seconds_to_polyak is not None
+    assert 0 <= run.seconds_to_constant <= run.seconds_to_polyak
+    never = Run("DDPG", False, 1, 1.0, run.seconds_to_constant)
+    cells = [column._cells for column in make_table([run, never]).columns]
+    assert cells[2][:3] == ["0", "1", "median"] and cells[4][1:3] == ["never", "never"]

@@ -55,3 +55,16 @@ def test_the_same_bits_with_fewer_operations(function: object, removed: set[str]
     assert before - after == removed
     for other in (VALUES, VALUES.flip(0), VALUES * 3):  # and again: no run changes a constant
         assert torch.equal(graph(other), function(other))
+
+
+def test_pooling_channels_last_gives_the_same_bits() -> None:
+    def pooled(images: Tensor) -> Tensor:
+        values, indices = torch.nn.functional.max_pool2d(images, 2, return_indices=True)
+        return (values * 2).view(2, -1) + indices.view(2, -1)
+
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    graph = make_fx(pooled)(images)
+    simplify(graph)
+    assert any(node.kwargs.get("memory_format") is torch.channels_last for node in graph.graph.nodes)
+    for other in (images, images.flip(0)):
+        assert torch.equal(graph(other), pooled(other))

@@ -51,7 +51,9 @@ def _pool_channels_last(module: GraphModule, pooling: Node) -> None:
         with module.graph.inserting_after(result):
             restored = module.graph.call_function(_ATEN.clone.default, (result,), {"memory_format": torch.contiguous_format})
         restored.meta = dict(result.meta)
-        result.replace_all_uses_with(restored, delete_user_cb=lambda user, restored=restored: user is not restored)
+        for user in list(result.users):
+            if user is not restored:
+                user.replace_input_with(result, restored)
 
 
 def _equal_input(node: Node) -> Node | None:
