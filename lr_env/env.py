@@ -121,7 +121,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
     | ``compile`` | False | ``True`` lets ``torch.compile``'s backend make kernels of the whole step; takes seconds at the first reset, needs a C++ compiler, and pays for long runs of many trainings |
     | ``device`` | ``"cpu"`` | ``"cuda"``; ``"auto"`` for a GPU where there is one |
-    | ``num_threads`` | 1 | PyTorch's threads during a step; more are slower for small models |
+    | ``num_threads`` | 1 | PyTorch's threads during a step, whatever the process uses otherwise; more help large populations on idle cores, and are many times slower on busy ones |
     | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
 
     All arguments but Python objects given as ``task`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such

@@ -117,3 +117,26 @@ def test_gpu_and_cpu_agree(name: str, compiles: bool) -> None:
 @needs_gpu
 def test_a_gpu_gives_the_same_bits_again() -> None:
     assert_same_bits(roll(3, device="cuda"), roll(3, device="cuda"))
+
+
+@pytest.mark.parametrize("task", ["digits-mlp", "digits-logreg", "breast-cancer-mlp", "noisy-quadratic", "digits-mlp-scaled"])
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_built_in_tasks_run_as_graphs(task: str, num_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("It runs without a graph.")
+
+    monkeypatch.setattr("lr_env.training.tracing.plain", fail)
+    monkeypatch.setattr("lr_env.training.population.plain", fail)
+    env = LearningRateVectorEnv(num_envs, task)
+    env.reset(seed=0)
+    env.step(np.zeros((num_envs, 1)))
+
+
+def test_a_reset_makes_no_new_graph() -> None:
+    env = LearningRateVectorEnv(2, tiny_task())
+    env.reset(seed=0)
+    graph = env.episodes.population._take_step
+    for _ in range(20):
+        env.step(np.zeros((2, 1)))
+    env.reset(options={"reset_mask": np.array([True, False])})
+    assert env.episodes.population._take_step is graph and len(env.episodes.population._evaluation._graphs) == 1

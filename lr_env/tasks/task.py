@@ -317,7 +317,7 @@ class Task:
     def _check_classes(self, num_classes: int) -> None:
         assert isinstance(self.data, Data)
         for name in SPLITS:
-            labels = self.data.__dict__[name].targets
+            labels = getattr(self.data, name).targets
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
                 raise ValueError(
                     f"The {name} targets of task {self.name!r} run from {int(labels.min())} to {int(labels.max())}, but its model has "
