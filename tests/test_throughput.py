@@ -63,7 +63,14 @@ def test_ratio_and_share_do_not_depend_on_a_slow_machine(machine: Machine) -> No
 def test_ratio_is_the_median_of_ratios(machine: Machine) -> None:
     result = Result(Row("native"), 1, [Repeat(10, 1, 100), Repeat(20, 10, 100), Repeat(30, 5, 100)])
     assert result.ratio == 6.0  # of the pairs 10, 2 and 6; the medians' ratio is 4
-    assert result.overhead is None
+    assert result.overhead_share is None and result.reset_share is None
+
+
+def test_shares_of_an_episode() -> None:
+    """Of two members, whose 200 steps take as long as 100 of the bare loop; resets take 4 of these, the pure computation of a step 0.4."""
+    result = Result(Row("native", 2), 1, [Repeat(2, 1, 100)], pure_ratio=2.5, resets_per_bare_step=0.25)
+    assert result.reset_share == pytest.approx(0.04)
+    assert result.overhead_share == pytest.approx(1 - 0.4 / (0.5 * 0.96))
 
 
 @pytest.mark.parametrize(("seconds", "expected_slices"), [(0.01, 1), (0.2, 7)])
