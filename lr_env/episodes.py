@@ -97,6 +97,27 @@ class Outcome:
             getattr(self, field.name)[members] = getattr(other, field.name)
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass is to do.
+
+    Attributes:
+        actions: ``(N, G)``.
+        deciding: Whose action is taken, booleans ``(N,)``, or None for all; the others keep their rates.
+        running: Who takes a step, booleans ``(N,)``, or None for all; the others get their first gradient.
+        begins: Whether the gradient may be somebody's first.
+        inputs: The batches of the gradients at hand, ``(N, B, …)``, where they are rewarded.
+        targets: The same.
+    """
+
+    actions: np.ndarray
+    deciding: np.ndarray | None
+    running: np.ndarray | None
+    begins: bool
+    inputs: Tensor | None = None
+    targets: Tensor | None = None
+
+
 class Episodes:
     """N trainings of one task, each an episode of the MDP.
 
@@ -145,7 +166,7 @@ class Episodes:
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.table = self.process.initial(num_members)
-        self._record = self.process.record(self.table)
+        self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
         self._graph: Any = None
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
         self._subset = self._draw_subset()
@@ -197,7 +218,7 @@ class Episodes:
         """Takes the first gradient of restarted members ``(K,)``."""
         nobody = np.zeros(self.num_members, bool)
         with _Threads(self.num_threads):
-            outcome = self._compute(np.zeros((self.num_members, 1)), nobody, nobody, members, self._batches_to_reward(), begins=True)
+            outcome = self._compute(_Pass(np.zeros((self.num_members, 1)), nobody, nobody, True, *self._batches_to_reward()), members)
             self._begin_potential(members)
         return outcome
 
@@ -259,9 +280,9 @@ class Episodes:
         members = computed = None if running is None else np.flatnonzero(running)
         if computed is not None and restarting is not None:
             computed = np.union1d(computed, restarting)
-        previous = self._batches_to_reward()
+        work = _Pass(actions, deciding, running, restarting is not None, *self._batches_to_reward())
         self.population.move_on(members)
-        outcome = self._compute(actions, deciding, running, computed, previous, begins=restarting is not None)
+        outcome = self._compute(work, computed)
         if restarting is not None:
             self._begin_potential(restarting)
         ended = outcome.steps >= self.horizon
@@ -277,30 +298,22 @@ class Episodes:
                 self._pay(outcome, survived)
         return outcome
 
-    def _batches_to_reward(self) -> tuple[Tensor | None, Tensor | None]:
+    def _batches_to_reward(self) -> tuple[Tensor, Tensor] | tuple[()]:
         """The batches of the gradients at hand, where they are rewarded."""
-        return self.population.batches.current() if self.process.reward.source == "same_batch" else (None, None)
+        return self.population.batches.current() if self.process.reward.source == "same_batch" else ()
 
-    def _compute(
-        self,
-        actions: np.ndarray,
-        deciding: np.ndarray | None,
-        running: np.ndarray | None,
-        computed: np.ndarray | None,
-        previous: tuple[Tensor | None, Tensor | None],
-        begins: bool,
-    ) -> Outcome:
+    def _compute(self, work: _Pass, computed: np.ndarray | None) -> Outcome:
         """One pass; only members ``computed (K,)``, or all, are changed by it."""
         make_pass = self._pass_fused if self._is_fused else self._pass
         if computed is None or len(computed) == self.num_members:
-            observations = make_pass(actions, deciding, running, *previous, begins)
+            observations = make_pass(work)
             reported = _to_numpy(self.table[-self._num_reported :]).copy()
         else:
             others = ~_mask(computed, self.num_members)
             kept = self._to_table(others)
             before = self.table[:, kept]
             with self.population.others_kept(computed):
-                make_pass(actions, deciding, running, *previous, begins)
+                make_pass(work)
             self.table[:, kept] = before
             observations = self.process.observation(self.table)
             reported = _to_numpy(self.table[-self._num_reported :]).copy()
@@ -309,41 +322,24 @@ class Episodes:
         nobody = np.zeros(self.num_members, bool)
         return Outcome(_to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3:].T, self.population.steps.copy())
 
-    def _pass(
-        self,
-        actions: np.ndarray,
-        deciding: np.ndarray | None,
-        running: np.ndarray | None,
-        inputs: Tensor | None,
-        targets: Tensor | None,
-        begins: bool,
-    ) -> np.ndarray:
+    def _pass(self, work: _Pass) -> Array:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)``."""
         population = self.population
-        after = None if inputs is None or targets is None else partial(population.losses_on, inputs, targets)
+        after = None if work.inputs is None or work.targets is None else partial(population.losses_on, work.inputs, work.targets)
         with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
-            self._decide(self._record, actions.T, deciding, running, population.train, after, begins)
-            return self.process.observation(self.table)  # type: ignore[no-any-return]  # an array of either library
+            self._decide(self._record, work.actions.T, work.deciding, work.running, population.train, after, work.begins)
+            return self.process.observation(self.table)
 
-    def _pass_fused(
-        self,
-        actions: np.ndarray,
-        deciding: np.ndarray | None,
-        running: np.ndarray | None,
-        inputs: Tensor | None,
-        targets: Tensor | None,
-        begins: bool,  # a graph holds for all steps
-    ) -> Tensor:
-        """Process and population in one graph; observations ``(N, F)``."""
+    def _pass_fused(self, work: _Pass) -> Array:
+        """Process and population in one graph, which holds for first steps too; observations ``(N, F)``."""
         population, everyone = self.population, np.ones(self.num_members, bool)
-        masks = (self._to_table(everyone if mask is None else mask) for mask in (deciding, running))
-        decision = self.table, self._to_table(actions.T), *masks, inputs, targets
+        masks = (self._to_table(everyone if mask is None else mask) for mask in (work.deciding, work.running))
+        decision = self.table, self._to_table(work.actions.T), *masks, work.inputs, work.targets
         arguments = (population.state, population.steps_tensor, *decision, *population.batch())
         if self._graph is None:
             self._graph = population.fused(self._decide_fused, arguments)
         population.state, self.table, observations = self._graph(*arguments)
-        result: Tensor = observations
-        return result
+        return observations
 
     def _decide_fused(
         self,

@@ -166,11 +166,17 @@ class EpisodeGroups:
             if isinstance(episodes, RemoteEpisodes) and own is not None:
                 episodes.send(method, own)
         results: list[Any] = []
+        errors: list[Exception] = []
         for (episodes, _), own in zip(self._groups, arguments, strict=True):
-            if own is None:
-                results.append(None)
-            else:
-                results.append(episodes.receive() if isinstance(episodes, RemoteEpisodes) else getattr(episodes, method)(*own))
+            result = None
+            try:
+                if own is not None:
+                    result = episodes.receive() if isinstance(episodes, RemoteEpisodes) else getattr(episodes, method)(*own)
+            except Exception as error:  # raised once all have answered: an answer left behind would be taken for the next call's
+                errors.append(error)
+            results.append(result)
+        if errors:
+            raise errors[0]
         return results
 
     def _joined(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> Outcome:

@@ -200,3 +200,13 @@ def test_an_error_in_a_process_is_raised_here() -> None:
 def test_bad_input(make_it: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make_it()
+
+
+def test_after_an_error_in_all_processes_the_next_answer_is_its_own() -> None:
+    env = LearningRateVectorEnv(2, tiny_task(), num_processes=2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="Unknown split 'holdout'"):
+        env.evaluate("holdout")
+    assert np.isfinite(env.evaluate("test").losses).all()
+    assert env.step(np.zeros((2, 1)))[0].shape == env.observation_space.shape
+    env.close()

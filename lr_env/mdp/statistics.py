@@ -45,7 +45,7 @@ class Statistics:
     Attributes:
         sizes: Rows of each part, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
             norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), then
-            :data:`OTHERS`, ``floors`` (of the signals), ``targets`` (what the averages follow), ``age`` (SGD steps since the start, −1
+            :data:`OTHERS`, ``floors`` (of the signals), ``age`` (SGD steps since the start, −1
             before the first), ``squared_norm`` (of the last gradient) and ``log_rates`` (log10 of the rates in force, G).
         rows: Where in a table the rows lie that features use: the signals' logarithms by the signals' names, the same at the first step
             with ``first_`` before the name, then :data:`AVERAGES` and :data:`OTHERS`.
@@ -56,7 +56,7 @@ class Statistics:
         names = signal_rows(needs)
         self._signals = {name: row for row, name in enumerate(names)}
         self.sizes = {"logs": len(names), "first_logs": len(names), "averages": len(AVERAGES)} | dict.fromkeys(OTHERS, 1)
-        self.sizes |= {"floors": len(names), "targets": len(AVERAGES), "age": 1, "squared_norm": 1, "log_rates": num_groups}
+        self.sizes |= {"floors": len(names), "age": 1, "squared_norm": 1, "log_rates": num_groups}
         self.rows = {name: row for row, name in enumerate([*names, *(f"first_{name}" for name in names), *AVERAGES, *OTHERS])}
 
         of_horizon = FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon
@@ -79,7 +79,8 @@ class Statistics:
     def update(self, record: Record, signals: Array, begins: bool = True) -> None:
         """Takes in one SGD step with signals ``(R, N)``; ``begins`` says whether it may be somebody's first."""
         library = namespace(signals)
-        age, floors, averages, targets = record["age"], record["floors"], record["averages"], record["targets"]
+        age, floors, averages = record["age"], record["floors"], record["averages"]
+        targets = library.zeros_like(averages)
         age += 1
         excess = signals - self._offsets if self._lower_bound else signals
         if begins:

@@ -28,7 +28,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         losses = F.cross_entropy(outputs, targets, reduction="none")
     else:
-        # PyTorch's softmax over a short last dimension, as classes are, takes 15 times as long as over any other; so classes go first.
+        # PyTorch's softmax over a short last dimension, as classes are, is far slower than over any other; so classes go first.
         scores = outputs.t() if outputs.dim() == 2 else outputs.movedim(1, 0)  # (C, B, …)
         losses = -torch.log_softmax(scores, 0).gather(0, targets.unsqueeze(0)).squeeze(0)
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses

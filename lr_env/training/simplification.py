@@ -39,7 +39,7 @@ def simplify(module: GraphModule) -> None:
 
 
 def _pool_channels_last(module: GraphModule, pooling: Node) -> None:
-    """PyTorch's pooling on a CPU takes five times as long with channels first as with channels last, conversions included."""
+    """PyTorch's pooling on a CPU takes much longer with channels first than with channels last, conversions included."""
     images = pooling.args[0]
     assert isinstance(images, Node)
     if images.meta["val"].device.type != "cpu" or images.meta["val"].dim() != 4:
