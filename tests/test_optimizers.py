@@ -22,7 +22,7 @@ def test_steps_equal_torch_optim(name: str) -> None:
     optimizer, _ = make_optimizer(name)
     own, state = parameters.clone(), optimizer.initial_state(parameters)
     for t in range(30):
-        direction, state = optimizer.directions(gradients[t], state, torch.full((3, 1), t + 1))
+        direction, state = optimizer.directions(gradients[t], own, state, torch.full((3, 1), t + 1))
         own -= rates[t] * direction
     for member in range(3):  # each member with its own rates
         theirs = parameters[member].clone().requires_grad_()
@@ -42,7 +42,7 @@ def test_directions_follow_the_formulas(name: str) -> None:
     expected = directions([gradient[0].numpy() for gradient in gradients], name)
     actual = []
     for t, gradient in enumerate(gradients):
-        direction, state = optimizer.directions(gradient, state, torch.tensor([[t + 1]]))
+        direction, state = optimizer.directions(gradient, torch.zeros_like(gradient), state, torch.tensor([[t + 1]]))
         actual.append(direction)
     for a, e in zip(actual, expected, strict=True):  # all were computed before: a direction must not be changed by the next step
         torch.testing.assert_close(a[0], torch.from_numpy(e), rtol=1e-12, atol=1e-14)
@@ -52,10 +52,11 @@ def test_members_of_different_age_keep_their_own_bias_correction() -> None:
     optimizer, _ = make_optimizer("adam")
     gradients = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     state = optimizer.initial_state(gradients)
-    directions_together, _ = optimizer.directions(gradients, state, torch.tensor([[1], [50]]))
+    directions_together, _ = optimizer.directions(gradients, gradients, state, torch.tensor([[1], [50]]))
     for member, age in enumerate((1, 50)):
         alone = optimizer.initial_state(gradients[:1])
-        direction, _ = optimizer.directions(gradients[member : member + 1], alone, torch.tensor([[age]]))
+        own = gradients[member : member + 1]
+        direction, _ = optimizer.directions(own, own, alone, torch.tensor([[age]]))
         torch.testing.assert_close(direction[0], directions_together[member])
 
 

@@ -19,38 +19,68 @@ from lr_env.checks import unknown_name
 class Optimizer(Protocol):
     """Update directions; the rate is applied by the population."""
 
+    @property
+    def has_momentum(self) -> bool:
+        """Whether :meth:`directions` takes a ``momentum``."""
+        ...
+
     def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
         """State tensors, all zero, shaped like ``parameters (N, P)``."""
         ...
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The directions ``u (N, P)`` of ``gradients (N, P)``, and the next state; ``steps (N, 1)`` counts from 1."""
+    def directions(
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The directions, and the next state.
+
+        Args:
+            gradients: ``(N, P)``.
+            parameters: The weights at which the gradients were taken, ``(N, P)``.
+            state: As :meth:`initial_state` or the last call returned it.
+            steps: The number of this step, counted from 1, ``(N, 1)``.
+            momentum: Replaces the momentum or β₁ of this step, ``(N, 1)`` or ``(N, P)``; None for the optimizer's own.
+
+        Returns:
+            ``u (N, P)``, and the next state.
+
+        Raises:
+            ValueError: If a momentum is given and the optimizer has none.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SGD:
-    """``torch.optim.SGD``: ``m ← μ m + g``; ``u = m``, or ``g + μ m`` with Nesterov's momentum."""
+    """``torch.optim.SGD``: ``m ← μ m + g``; ``u = m``, or ``g + μ m`` with Nesterov's momentum; ``u = g`` where the momentum is None."""
 
-    momentum: float = 0.0
+    momentum: float | None = None
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
+        if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), but {self.momentum} was given.")
-        if self.nesterov and self.momentum == 0:
+        if self.nesterov and not self.momentum:
             raise ValueError("Nesterov's momentum needs a momentum > 0.")
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether a momentum was given, be it 0."""
+        return self.momentum is not None
 
     def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
         """``{"momentum": (N, P)}``, or nothing without momentum."""
-        return {"momentum": torch.zeros_like(parameters)} if self.momentum else {}
+        return {} if self.momentum is None else {"momentum": torch.zeros_like(parameters)}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def directions(
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Optimizer`."""
-        if not self.momentum:
+        if self.momentum is None:
+            if momentum is not None:
+                raise ValueError("This optimizer has no momentum that could be controlled; give it one, as 'momentum' has.")
             return gradients, {}
-        momentum = gradients.add(state["momentum"], alpha=self.momentum)
-        return gradients.add(momentum, alpha=self.momentum) if self.nesterov else momentum, {"momentum": momentum}
+        average = _accumulated(gradients, state["momentum"], self.momentum, momentum)
+        return _accumulated(gradients, average, self.momentum, momentum) if self.nesterov else average, {"momentum": average}
 
 
 @dataclass(frozen=True)
@@ -61,6 +91,8 @@ class Adam:
     beta2: float = 0.999
     epsilon: float = 1e-8
 
+    has_momentum = True
+
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon > 0):
             raise ValueError(f"beta1 and beta2 must be in [0, 1) and epsilon > 0, but {self} was given.")
@@ -69,15 +101,30 @@ class Adam:
         """``{"first_moment": (N, P), "second_moment": (N, P)}``."""
         return {"first_moment": torch.zeros_like(parameters), "second_moment": torch.zeros_like(parameters)}
 
-    def directions(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def directions(
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Optimizer`."""
-        first = state["first_moment"].lerp(gradients, 1 - self.beta1)
+        beta1 = self.beta1 if momentum is None else momentum.double()
+        first = _averaged(state["first_moment"], gradients, beta1)
         second = (state["second_moment"] * self.beta2).addcmul(gradients, gradients, value=1 - self.beta2)
         count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
-        correction1 = (1 - self.beta1**count).to(gradients.dtype)  # (N, 1)
+        correction1 = (1 - beta1**count).to(gradients.dtype)  # (N, 1)
         correction2 = (1 - self.beta2**count).sqrt().to(gradients.dtype)
         denominator = second.sqrt() / correction2 + self.epsilon
         return first / denominator / correction1, {"first_moment": first, "second_moment": second}
+
+
+def _accumulated(gradients: Tensor, average: Tensor, constant: float, momentum: Tensor | None) -> Tensor:
+    """``g + μ m``, with the constant μ or that of this step."""
+    if momentum is None:
+        return gradients.add(average, alpha=constant)
+    return gradients.addcmul(average, momentum.to(gradients.dtype))
+
+
+def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+    """``β m + (1 − β) x``, with β a number or float64 ``(N, 1)`` or ``(N, P)``."""
+    return average.lerp(values, (1 - beta).to(values.dtype) if isinstance(beta, Tensor) else 1 - beta)
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Population:
         buffers = {name: value.clone() for name, value in _part(state, "buffer.").items()}  # a forward pass changes them in place
         inputs, targets = self.batches.gather(*batch)  # type: ignore[arg-type]  # only the scales may be None
         gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generators)
-        directions, optimizer_state = self.optimizer.directions(gradients, _part(state, "optimizer."), steps + 1)
+        directions, optimizer_state = self.optimizer.directions(gradients, parameters, _part(state, "optimizer."), steps + 1)
         factors = {
             "gradient_norm_squared": (gradients, gradients),
             "gradient_dot_previous": (gradients, state["gradients"]),
