@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
-import numpy as np
-import torch
-
+from lr_env.tasks.datasets import breast_cancer, digits
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.models import mlp
 from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
 from lr_env.tasks.registry import register_task
-from lr_env.tasks.task import ACCURACY, Data, Split, Task
-
-
-def _examples(inputs: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
-
-
-@cache
-def digits() -> Data:
-    """scikit-learn's bundled handwritten digits: 1,797 images of 8×8 pixels, scaled to [0, 1], 10 classes."""
-    from sklearn.datasets import load_digits  # here, as it takes as long to import as PyTorch
-
-    images, labels = load_digits(return_X_y=True)
-    return _examples(images / 16.0, labels).divide()
-
-
-@cache
-def breast_cancer() -> Data:
-    """scikit-learn's bundled breast cancer data: 569 tumours, 30 measurements, standardised by the training split, 2 classes."""
-    from sklearn.datasets import load_breast_cancer
-
-    measurements, labels = load_breast_cancer(return_X_y=True)
-    data = _examples(measurements, labels).divide()
-    mean, deviation = data.train.inputs.mean(0), data.train.inputs.std(0)
-    return Data(*(Split((part.inputs - mean) / deviation, part.targets) for part in (data.train, data.validation, data.test)))
+from lr_env.tasks.task import ACCURACY, Task
 
 
 def _digits_mlp() -> Task:
