@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import Dataset
 
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.seeding import Streams, check_seed, preserved_global_generators, seed_global_generators, torch_generator
+from lr_env.tasks.materialisation import materialise
 
 ExampleFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(outputs (B, …), targets (B, …)) -> values (B,)``: one value per example."""
@@ -42,6 +46,22 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).to(outputs.dtype)
 
 
+def _r_squared_columns(outputs: Tensor, targets: Tensor) -> Tensor:
+    """``(B, 3)``: squared errors, targets and squared targets; their means give the number."""
+    count = len(outputs)
+    predictions, values = outputs.view(count), targets.view(count).double()  # a variance is a small difference of large numbers
+    return torch.stack([(values - predictions).square(), values, values.square()], dim=1)
+
+
+def _r_squared(means: Tensor) -> Tensor:
+    squared_error, mean, mean_square = means.unbind(1)
+    return 1 - squared_error / (mean_square - mean.square())
+
+
+def _perplexity(means: Tensor) -> Tensor:
+    return means[:, 0].exp()
+
+
 LOSSES: Mapping[str, ExampleFunction] = {"cross_entropy": _cross_entropy, "mean_squared_error": _squared_error}
 """Losses known by name: nats per example, of outputs ``(B, C, …)`` and class indices ``(B, …)`` or probabilities ``(B, C, …)``, averaged
 over an example's positions; squared error, averaged over an example's outputs."""
@@ -49,32 +69,43 @@ over an example's positions; squared error, averaged over an example's outputs."
 
 @dataclass(frozen=True)
 class Metric:
-    """A number for people beside the loss, averaged over examples.
+    """A number for people beside the loss.
 
     Attributes:
         name: Such as ``"accuracy"``.
-        function: ``(outputs, targets) -> values (B,)``.
+        function: ``(outputs, targets) -> values (B,)`` or ``(B, K)``, which are averaged over examples.
+        summary: ``means (N, K) -> numbers (N,)`` of N models, where the number is more than an average; None for an average.
     """
 
     name: str
     function: ExampleFunction
+    summary: Callable[[Tensor], Tensor] | None = None
 
 
 ACCURACY = Metric("accuracy", _accuracy)
+PERPLEXITY = Metric("perplexity", _cross_entropy, _perplexity)
+R_SQUARED = Metric("R²", _r_squared_columns, _r_squared)
+"""``1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` of one value per example, with ȳ the mean target of the examples evaluated."""
+SQUARED_ERROR = Metric("squared error", _squared_error)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs ``(M, …)`` and targets ``(M, …)`` of one split."""
+    """Inputs ``(M, …)`` and targets ``(M, …)`` of one split.
+
+    Raises:
+        TypeError: If they are no tensors.
+        ValueError: If they are not dense, real, finite and on the CPU, or differ in length.
+    """
 
     inputs: Tensor
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for name, values in (("inputs", self.inputs), ("targets", self.targets)):
+            _check_values(name, values)
         if len(self.inputs) != len(self.targets):
             raise ValueError(f"Inputs and targets must have the same length, but {len(self.inputs)} and {len(self.targets)} were given.")
-        if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
-            raise ValueError("The inputs hold NaN or infinity. Remove or impute these examples first.")
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -107,11 +138,25 @@ class Data:
         train: What gradients are taken on.
         validation: For the validation reward; may be empty.
         test: For benchmarks only; may be empty.
+
+    Raises:
+        ValueError: If the examples of two splits differ in shape or dtype.
     """
 
     train: Split
     validation: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for name in SPLITS[1:]:
+            split: Split = getattr(self, name)
+            for part in ("inputs", "targets"):
+                given, expected = getattr(split, part), getattr(self.train, part)
+                if len(split) and len(self.train) and (given.shape[1:], given.dtype) != (expected.shape[1:], expected.dtype):
+                    raise ValueError(
+                        f"The examples of all splits must be alike, but the {name} {part} are {_shape(given)}, "
+                        f"the training {part} {_shape(expected)}."
+                    )
 
     def split(self, name: SplitName) -> Split:
         """The split of this name.
@@ -164,7 +209,9 @@ class Task:
         observed_loss: Per-example loss that observations and rewards use in place of ``loss`` (a noise-free one); None for the same.
 
     Raises:
+        TypeError: If the data are neither a data set nor a sampler.
         ValueError: If model, data and loss do not fit each other, or data are empty. The message says what to do.
+            :func:`lr_env.testing.check_task` finds what shows only in training.
     """
 
     name: str
@@ -182,6 +229,8 @@ class Task:
             if self.loss not in LOSSES:
                 raise unknown_name("loss", self.loss, LOSSES)
             object.__setattr__(self, "loss", LOSSES[self.loss])
+        if not math.isfinite(self.loss_lower_bound):
+            raise ValueError(f"loss_lower_bound must be a finite number, but {self.loss_lower_bound!r} was given. Take a bound that is low enough.")
         for attribute in ("batch_size", "horizon"):
             positive_integer(attribute, getattr(self, attribute))
         if isinstance(self.data, Data):
@@ -191,6 +240,11 @@ class Task:
                 raise ValueError(
                     f"batch_size {self.batch_size} exceeds the {len(self.data.train)} training examples of task {self.name!r}; choose a smaller one."
                 )
+        elif not isinstance(self.data, Sampler):
+            raise TypeError(
+                f"The data of task {self.name!r} must be lr_env.tasks.Data or Sampler, but {type(self.data).__name__} was given. "
+                "Task.from_tensors takes arrays and tensors, Task.from_dataset a torch.utils.data.Dataset."
+            )
         self._try_model()
 
     @classmethod
@@ -202,6 +256,8 @@ class Task:
         targets: ArrayLike | Tensor,
         *,
         loss: ExampleFunction | str = "cross_entropy",
+        validation: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
+        test: tuple[ArrayLike | Tensor, ArrayLike | Tensor] | None = None,
         batch_size: int = 64,
         horizon: int = 100,
         validation_fraction: float = 0.15,
@@ -216,8 +272,10 @@ class Task:
             name: A short name.
             model: A function without arguments that makes the module (``lambda: nn.Linear(4, 3)``), or a module.
             inputs: ``(M, …)``. Floating-point arrays become float32.
-            targets: ``(M, …)``; class indices for ``"cross_entropy"``.
+            targets: ``(M, …)``; class indices for ``"cross_entropy"``. Integers become int64.
             loss: See :class:`Task`.
+            validation: Inputs and targets of their own; None to set ``validation_fraction`` of the others aside.
+            test: Inputs and targets of their own; None to set ``test_fraction`` of the others aside.
             batch_size: Examples per SGD step.
             horizon: Default number of SGD steps of a training.
             validation_fraction: Share of the examples, in [0, 1).
@@ -229,14 +287,55 @@ class Task:
         Raises:
             ValueError: If the data are empty or do not fit the model or the loss.
         """
-        all_inputs, all_targets = _tensor(inputs), _tensor(targets)
-        everything = Split(all_inputs, all_targets)
-        if len(everything) == 0:
-            raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(all_inputs.shape)} were given.")
-        data = everything.divide(validation_fraction, test_fraction, split_seed)
+        examples = _split(inputs, targets)
+        if len(examples) == 0:
+            raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(examples.inputs.shape)} were given.")
+        own = {split: _split(*_pair(split, given)) for split, given in (("validation", validation), ("test", test)) if given is not None}
+        fractions = 0.0 if "validation" in own else validation_fraction, 0.0 if "test" in own else test_fraction
+        data = replace(examples.divide(*fractions, split_seed), **own)
         if metric is None and loss == "cross_entropy":
             metric = ACCURACY
         return cls(name, model, loss, data, batch_size, horizon, loss_lower_bound, metric)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        name: str,
+        model: Callable[[], nn.Module] | nn.Module,
+        dataset: Dataset[Any],
+        *,
+        validation: Dataset[Any] | None = None,
+        test: Dataset[Any] | None = None,
+        split_seed: int = 0,
+        max_bytes: int = 2**32,
+        **options: Any,
+    ) -> Task:
+        """A task from one's own module and data set, which is read into memory, see :mod:`lr_env.tasks.materialisation`.
+
+        Args:
+            name: A short name.
+            model: See :meth:`from_tensors`.
+            dataset: A map-style data set of pairs (inputs, targets). Each example is read once: random transforms are drawn once.
+            validation: A data set of its own; None to set ``validation_fraction`` of the other aside.
+            test: A data set of its own; None to set ``test_fraction`` of the other aside.
+            split_seed: Seed of the split, and of random transforms.
+            max_bytes: Of each data set's tensors; 4 GiB by default.
+            **options: ``loss``, ``batch_size`` and the others of :meth:`from_tensors`.
+
+        Raises:
+            TypeError: If a data set is not map-style.
+            ValueError: If a data set is empty, needs more than ``max_bytes`` or its examples are not alike, or as :meth:`from_tensors`.
+        """
+        given = {"training": dataset, "validation": validation, "test": test}
+        parts = {
+            split: materialise(part, max_bytes=max_bytes, seed=split_seed, description=f"{split} data set of task {name!r}")
+            for split, part in given.items()
+            if part is not None
+        }
+        inputs, targets = parts["training"]
+        return cls.from_tensors(
+            name, model, inputs, targets, validation=parts.get("validation"), test=parts.get("test"), split_seed=split_seed, **options
+        )
 
     def make_model(self, seed: np.random.SeedSequence) -> nn.Module:
         """A model with the initial weights of this seed, in training mode. Global generators are left as they were found."""
@@ -286,23 +385,27 @@ class Task:
 
     def _try_model(self) -> None:
         """One forward pass on the first batch, to fail early and in words."""
-        model = self.make_model(np.random.SeedSequence(0))
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(f"The model of task {self.name!r} has no trainable parameters.")
+        try:
+            model = self.make_model(np.random.SeedSequence(0))
+        except TypeError as error:  # a class that wants arguments, or no function at all
+            raise ValueError(
+                f"Making the model of task {self.name!r} failed: {error}. Give a function without arguments, such as `lambda: MyModule(32)`."
+            ) from error
+        self._check_parameters(model)
         inputs, targets = next(self.batches(0))
-        context = f"inputs {tuple(inputs.shape)} {inputs.dtype}, targets {tuple(targets.shape)} {targets.dtype}"
+        context = f"inputs {_shape(inputs)}, targets {_shape(targets)}"
         with preserved_global_generators():
             try:
                 outputs = model(inputs)
             except Exception as error:
-                raise ValueError(f"The model of task {self.name!r} does not accept its data ({context}): {error}") from error
+                hint = "" if inputs.is_floating_point() else " Most layers want floating-point inputs: convert them, inputs.float()."
+                raise ValueError(f"The model of task {self.name!r} does not accept its data ({context}): {error}.{hint}") from error
             try:
                 assert callable(self.loss)
                 losses = self.loss(outputs, targets)
             except Exception as error:
                 raise ValueError(
-                    f"The loss of task {self.name!r} does not accept outputs {_shape(outputs)} with {context}: {error}. "
-                    "Classification wants one output per class and class indices from 0 as targets."
+                    f"The loss of task {self.name!r} does not accept outputs {_shape(outputs)} with {context}: {error}. {self._advice()}"
                 ) from error
         if not isinstance(losses, Tensor) or losses.shape != (len(inputs),):
             raise ValueError(
@@ -311,8 +414,31 @@ class Task:
             )
         if not losses.requires_grad:
             raise ValueError(f"The loss of task {self.name!r} does not depend on the parameters of its model.")
+        if losses.is_complex():
+            raise ValueError(f"The loss of task {self.name!r} must return real numbers, but returned {losses.dtype}. Take the absolute value.")
         if self.loss is _cross_entropy and isinstance(self.data, Data) and not targets.is_floating_point():
             self._check_classes(outputs.shape[1])
+
+    def _check_parameters(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        if not any(parameter.requires_grad for parameter in parameters.values()):
+            raise ValueError(f"The model of task {self.name!r} has no trainable parameters.")
+        for name, parameter in parameters.items():
+            if is_lazy(parameter):
+                raise ValueError(f"The shape of parameter {name!r} of task {self.name!r} is unknown. Use nn.Linear, not nn.LazyLinear, and so on.")
+            if not parameter.requires_grad:
+                raise ValueError(
+                    f"Parameter {name!r} of task {self.name!r} is frozen (requires_grad=False), but all parameters are trained. "
+                    "Register what is not to be trained as a buffer: self.register_buffer(name, tensor)."
+                )
+
+    def _advice(self) -> str:
+        """What the loss wants."""
+        if self.loss is _cross_entropy:
+            return "Classification wants one output per class and class indices from 0 as targets."
+        if self.loss is _squared_error:
+            return "Regression wants as many target numbers as outputs for each example."
+        return "It is called as loss(outputs, targets) with whole minibatches."
 
     def _check_classes(self, num_classes: int) -> None:
         assert isinstance(self.data, Data)
@@ -331,9 +457,44 @@ def epoch_order(generator: torch.Generator, num_examples: int, batch_size: int) 
     return torch.randperm(num_examples, generator=generator)[: num_batches * batch_size].view(num_batches, batch_size)
 
 
-def _tensor(values: ArrayLike | Tensor) -> Tensor:
-    tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+def _split(inputs: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> Split:
+    """Copies, with dtypes that models and losses take."""
+    labels = _tensor("targets", targets)
+    is_integer = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    return Split(_tensor("inputs", inputs), labels.long() if is_integer else labels)
+
+
+def _pair(name: str, given: object) -> tuple[Any, Any]:
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise ValueError(f"{name} must be a pair (inputs, targets), but {type(given).__name__} was given.")
+    return given[0], given[1]
+
+
+def _tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
+    try:
+        tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError) as error:  # text, objects, or rows of different lengths
+        raise ValueError(f"The {name} must be an array of numbers: {error}") from error
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _check_values(name: str, values: Tensor) -> None:
+    """Raises for inputs or targets that cannot be trained on."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"The {name} must be a tensor, but {type(values).__name__} was given. Task.from_tensors takes arrays and lists too.")
+    if values.device.type != "cpu":
+        raise ValueError(f"The {name} lie on device {str(values.device)!r}. Give {name}.cpu(): an environment on a GPU moves them itself.")
+    if values.layout != torch.strided:
+        raise ValueError(f"The {name} are not dense ({values.layout}). Give {name}.to_dense().")
+    if values.dim() == 0:
+        raise ValueError(f"The {name} are a single number. Their first dimension must count the examples.")
+    if values.is_complex():
+        raise ValueError(f"The {name} are complex numbers ({values.dtype}). Give real ones, such as torch.view_as_real({name}).")
+    if values.is_floating_point():
+        is_finite = torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else torch.isfinite(values)
+        if not bool(is_finite.all()):
+            first = int(is_finite.logical_not().nonzero()[0])
+            raise ValueError(f"The {name} hold NaN or infinity, first in example {first}. Remove or impute these examples first.")
 
 
 def _shape(value: object) -> str:
