@@ -1,38 +1,60 @@
-"""Prints the registered tasks: ``python -m lr_env.tasks``."""
+"""Prints the registered tasks: ``python -m lr_env.tasks``. Nothing is downloaded."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch.utils.flop_counter import FlopCounterMode
 
+from lr_env.seeding import preserved_global_generators
+from lr_env.tasks.datasets import is_available
 from lr_env.tasks.family import TaskFamily, as_family
-from lr_env.tasks.registry import make_task, task_names
-from lr_env.tasks.task import SPLITS, Data
+from lr_env.tasks.registry import make_task, task_data_sets, task_names
+from lr_env.tasks.task import SPLITS, Data, Task
 
-HEADER = ("name", "train / validation / test", "parameters", "batch", "horizon", "metric", "varies")
+HEADER = ("name", "data", "train / validation / test", "parameters", "MFLOPs / step", "batch", "horizon", "metric", "varies")
 
 
-def describe(task: TaskFamily) -> tuple[str, ...]:
-    """One row of the table, in the order of :data:`HEADER`; of a family with several variants, the first one."""
-    trained = task.variants[0]
+def row(name: str) -> tuple[str, ...]:
+    """The row of a registered task, in the order of :data:`HEADER`; a short one where its data would have to be downloaded."""
+    data_sets = task_data_sets(name)
+    if not all(map(is_available, data_sets)):
+        return name, ", ".join(data_sets), "not at hand: downloaded at the first use", *[""] * (len(HEADER) - 3)
+    return name, ", ".join(data_sets), *describe(as_family(make_task(name)))
+
+
+def describe(family: TaskFamily) -> tuple[str, ...]:
+    """The columns from the splits on; of a family with several variants, those of the first one."""
+    task = family.variants[0]
     sizes = "fresh samples"
-    if isinstance(trained.data, Data):
-        sizes = " / ".join(f"{len(getattr(trained.data, split)):,}" for split in SPLITS)
-    num_parameters = sum(parameter.numel() for parameter in trained.make_model(np.random.SeedSequence(0)).parameters())
-    low, high = task.input_scale_decades
-    varies = [f"{task.num_variants} variants"] if task.num_variants > 1 else []
-    if task.varies_inputs:
+    if isinstance(task.data, Data):
+        sizes = " / ".join(f"{len(getattr(task.data, split)):,}" for split in SPLITS)
+    num_parameters = sum(parameter.numel() for parameter in task.make_model(np.random.SeedSequence(0)).parameters())
+    low, high = family.input_scale_decades
+    varies = [f"{family.num_variants} variants"] if family.num_variants > 1 else []
+    if family.varies_inputs:
         varies.append(f"inputs × 10^u, u from {low:g} to {high:g}")
-    metric = "" if trained.metric is None else trained.metric.name
-    return task.name, sizes, f"{num_parameters:,}", str(trained.batch_size), str(trained.horizon), metric, "; ".join(varies)
+    metric = "" if task.metric is None else task.metric.name
+    megaflops = f"{flops_per_step(task) / 1e6:,.2f}"
+    return sizes, f"{num_parameters:,}", megaflops, str(task.batch_size), str(task.horizon), metric, "; ".join(varies)
+
+
+def flops_per_step(task: Task) -> int:
+    """Floating-point operations of a forward and a backward pass on one batch; matrix products and convolutions alone are counted."""
+    inputs, targets = next(task.batches(0))
+    model = task.initial_model(0)
+    assert callable(task.loss)
+    with preserved_global_generators(), FlopCounterMode(display=False) as counter:
+        task.loss(model(inputs), targets).mean().backward()
+    return int(counter.get_total_flops())
 
 
 def main() -> None:
     """Prints the table."""
-    table = [HEADER, *(describe(as_family(make_task(name))) for name in task_names())]
+    table = [HEADER, *map(row, task_names())]
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     table.insert(1, tuple("-" * width for width in widths))
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for cells in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

@@ -10,29 +10,75 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Module:
-    """A multilayer perceptron with ReLU between its layers, initialised as ``torch.nn.Linear`` does."""
+def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """A multilayer perceptron with an activation between its layers, initialised as ``torch.nn.Linear`` does."""
     widths = [num_inputs, *hidden, num_outputs]
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1])
 
 
-def cnn(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs: int) -> nn.Module:
-    """A convolutional network: per entry of ``channels`` a 3×3 convolution, ReLU and 2×2 maximum pooling; then one linear layer.
+def cnn(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """A convolutional network: per entry of ``channels`` a 3×3 convolution, activation and 2×2 maximum pooling; then one linear layer.
 
     Args:
         image_shape: Channels, height and width; each pooling halves height and width, rounded down.
         channels: Of each convolution's output.
         num_outputs: Of the linear layer.
+        activation: Module between the layers.
     """
     num_channels, height, width = image_shape
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise([num_channels, *channels]):
-        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), activation(), nn.MaxPool2d(2)]
         num_channels, height, width = fan_out, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_channels * height * width, num_outputs))
+
+
+def image_mlp(image_shape: tuple[int, int, int], hidden: Sequence[int], num_outputs: int) -> nn.Module:
+    """:func:`mlp` on all values of an image of this shape: channels, height and width."""
+    return nn.Sequential(nn.Flatten(), mlp(math.prod(image_shape), hidden, num_outputs))
+
+
+def resnet(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs: int, num_groups: int = 8) -> nn.Module:
+    """A residual network with group normalisation, which needs no running averages: a convolution, residual blocks, one linear layer.
+
+    Args:
+        image_shape: Channels, height and width.
+        channels: Of each block's output, multiples of ``num_groups``; each block but the first halves height and width, rounded up.
+        num_outputs: Of the linear layer, which sees each channel's mean over the image.
+        num_groups: Of each normalisation.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(image_shape[0], channels[0], 3, padding=1, bias=False)]
+    for index, (fan_in, fan_out) in enumerate(pairwise([channels[0], *channels])):
+        layers.append(_ResidualBlock(fan_in, fan_out, 1 if index == 0 else 2, num_groups))
+    end = [nn.GroupNorm(num_groups, channels[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_outputs)]
+    return nn.Sequential(*layers, *end)
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, each after normalisation and ReLU, added to the input (He et al. 2016, identity mappings)."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, num_groups: int) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(nn.GroupNorm(num_groups, fan_in), nn.ReLU())
+        self.residual = nn.Sequential(
+            nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(num_groups, fan_out),
+            nn.ReLU(),
+            nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False),
+        )
+        is_same = fan_in == fan_out and stride == 1
+        self.shortcut = nn.Identity() if is_same else nn.Conv2d(fan_in, fan_out, 1, stride, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images (B, C, H, W)`` become ``(B, C', H', W')``."""
+        activated = self.activation(images)
+        # Where shapes change, the shortcut starts from the normalised input, as in the paper.
+        start = images if isinstance(self.shortcut, nn.Identity) else activated
+        output: Tensor = self.shortcut(start) + self.residual(activated)
+        return output
 
 
 class CharacterTransformer(nn.Module):

@@ -6,21 +6,32 @@ from collections.abc import Callable
 from functools import cache
 
 from lr_env.checks import unknown_name
+from lr_env.tasks.datasets import DATASETS
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Task
 
 _FACTORIES: dict[str, Callable[[], Task | TaskFamily]] = {}
+_DATA_SETS: dict[str, tuple[str, ...]] = {}
 
 
-def register_task(name: str, factory: Callable[[], Task | TaskFamily]) -> None:
+def register_task(name: str, factory: Callable[[], Task | TaskFamily], data_sets: tuple[str, ...] = ()) -> None:
     """Makes ``factory()`` known as ``name``, for ``gym.make("LearningRate-v0", task=name)``.
 
+    Args:
+        name: Of the task.
+        factory: Called when the task is first used.
+        data_sets: Names of the :data:`lr_env.tasks.datasets.DATASETS` that ``factory`` loads, so that it can be known without a download
+            whether they are at hand.
+
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken or a data set is unknown.
     """
     if name in _FACTORIES:
         raise ValueError(f"A task named {name!r} is registered already; choose another name.")
-    _FACTORIES[name] = factory
+    for data_set in data_sets:
+        if data_set not in DATASETS:
+            raise unknown_name("data set", data_set, DATASETS)
+    _FACTORIES[name], _DATA_SETS[name] = factory, data_sets
 
 
 @cache
@@ -38,3 +49,14 @@ def make_task(name: str) -> Task | TaskFamily:
 def task_names() -> list[str]:
     """All registered names, sorted."""
     return sorted(_FACTORIES)
+
+
+def task_data_sets(name: str) -> tuple[str, ...]:
+    """The data sets that the task of this name was registered with.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists the valid ones.
+    """
+    if name not in _DATA_SETS:
+        raise unknown_name("task", name, _DATA_SETS)
+    return _DATA_SETS[name]
