@@ -151,12 +151,14 @@ def cifar10() -> Data:
     """
     (file,) = SOURCES["cifar10"].hashes
     with tarfile.open(fileobj=io.BytesIO(read_verified("cifar10", file)), mode="r:gz") as archive:
-        batches = [_cifar_batch(archive, f"data_batch_{number}") for number in range(1, 6)]
+        batches = (_cifar_batch(archive, f"data_batch_{number}") for number in range(1, 6))
         images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        data = _image_data(images, labels, *_cifar_batch(archive, "test_batch"))
-    pixels = data.train.inputs
-    mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
-    return _each_split(data, lambda part: Split(part.inputs.sub_(mean).div_(deviation), part.targets))
+        test_images, test_labels = _cifar_batch(archive, "test_batch")
+    data = _image_data(images, labels, test_images, test_labels)
+    deviation, mean = torch.std_mean(data.train.inputs, (0, 2, 3), keepdim=True)
+    for part in (data.train, data.validation, data.test):
+        part.inputs.sub_(mean).div_(deviation)  # in place, as they are large
+    return data
 
 
 @cache
