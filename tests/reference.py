@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +15,44 @@ from torch import Tensor, nn
 from lr_env import Task
 from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 
-TORCH_OPTIMIZERS: Mapping[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1.0),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=1.0, momentum=0.9),
-    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=1.0, momentum=0.9, nesterov=True),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1.0),
+
+class Lion(torch.optim.Optimizer):
+    """Algorithm 2 of Chen et al. 2023 (arXiv 2302.06675)."""
+
+    def __init__(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                m, g = self.state[parameter].get("m", torch.zeros_like(parameter)), parameter.grad
+                update = torch.sign(beta1 * m + (1 - beta1) * g) + group["weight_decay"] * parameter
+                parameter.sub_(group["lr"] * update)
+                self.state[parameter]["m"] = beta2 * m + (1 - beta2) * g
+
+
+def nadamw(parameters: Any, weight_decay: float = 0.01, **options: Any) -> torch.optim.Optimizer:
+    """``torch.optim.NAdam`` with its product of momenta, which torch would keep in float32, in float64."""
+    stepper = torch.optim.NAdam(parameters, weight_decay=weight_decay, decoupled_weight_decay=True, **options)
+    for group in stepper.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            stepper.state[parameter] = {"step": torch.tensor(0.0), "mu_product": torch.ones((), dtype=torch.float64), **moments}
+    return stepper
+
+
+TORCH_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, lr=1.0),
+    "momentum": partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+    "nesterov": partial(torch.optim.SGD, lr=1.0, momentum=0.9, nesterov=True),
+    "adagrad": partial(torch.optim.Adagrad, lr=1.0),
+    "rmsprop": partial(torch.optim.RMSprop, lr=1.0),
+    "adam": partial(torch.optim.Adam, lr=1.0),
+    "adamw": partial(torch.optim.AdamW, lr=1.0),
+    "nadamw": partial(nadamw, lr=1.0),
+    "lion": partial(Lion, lr=1.0),
 }
 
 
@@ -74,21 +109,32 @@ def mean_loss(task: Task, model: nn.Module, inputs: Tensor, targets: Tensor) -> 
     return loss
 
 
-def directions(gradients: Sequence[np.ndarray], optimizer: str) -> list[np.ndarray]:
-    """Update directions at unit rate, from all gradients so far."""
+def directions(gradients: Sequence[np.ndarray], optimizer: str, weights: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    """Update directions at unit rate, from all gradients and weights so far (zeros where none are given)."""
     result = []
-    momentum = first = second = np.zeros_like(gradients[0])
+    momentum = first = second = squares = smooth = lion = np.zeros_like(gradients[0])
+    mu = [0.9 * (1 - 0.5 * 0.96 ** (0.004 * t)) for t in range(1, len(gradients) + 2)]
     for t, gradient in enumerate(gradients, start=1):
+        decay = 0.01 * (np.zeros_like(gradient) if weights is None else weights[t - 1])
         momentum = 0.9 * momentum + gradient
+        squares, smooth = squares + gradient**2, 0.99 * smooth + 0.01 * gradient**2
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        adam = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        ahead = (1 - mu[t - 1]) * gradient / (1 - np.prod(mu[:t])) + mu[t] * first / (1 - np.prod(mu[: t + 1]))
         result.append(
             {
                 "sgd": gradient,
                 "momentum": momentum,
                 "nesterov": gradient + 0.9 * momentum,
-                "adam": first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8),
+                "adagrad": gradient / (np.sqrt(squares) + 1e-10),
+                "rmsprop": gradient / (np.sqrt(smooth) + 1e-8),
+                "adam": adam,
+                "adamw": adam + decay,
+                "nadamw": ahead / (np.sqrt(second / (1 - 0.999**t)) + 1e-8) + decay,
+                "lion": np.sign(0.9 * lion + 0.1 * gradient),
             }[optimizer]
         )
+        lion = 0.99 * lion + 0.01 * gradient
     return result
 
 
@@ -102,7 +148,7 @@ def average(values: Sequence[float], time_constant: float) -> float:
 
 def features(history: Training, rates: Sequence[float], optimizer: str, horizon: int, lower_bound: float = 0.0) -> list[dict[str, float]]:
     """All features at w_0, …, w_T from the whole history; ``rates[0]`` is the initial rate, ``rates[t + 1]`` the one applied at step t."""
-    units = directions(history.gradients, optimizer)
+    units = directions(history.gradients, optimizer, history.weights)
     excess = [loss - lower_bound for loss in history.losses]
     logs = [float(np.log10(max(value, 1e-6 * abs(excess[0])))) for value in excess]
     cosines = [0.0]

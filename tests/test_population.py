@@ -61,7 +61,7 @@ def test_signals_equal_their_definitions(optimizer: str, num_members: int) -> No
         signals = population.begin() if t == 0 else population.step(np.full((num_members, 1), 0.05))
         values = dict(zip(rows, signals, strict=True))
         for member, history in enumerate(plain):
-            g, u, w = history.gradients[t], directions(history.gradients[: t + 1], optimizer)[t], history.weights[t]
+            g, u, w = history.gradients[t], directions(history.gradients[: t + 1], optimizer, history.weights)[t], history.weights[t]
             before = history.gradients[t - 1] if t else np.zeros_like(g)
             expected = {
                 "loss": history.losses[t],

@@ -1,14 +1,17 @@
 """Update directions of the optimizers, for a whole population at once.
 
 Every optimizer maps gradients to a direction ``u`` at unit rate, so that a step is ``w ← w − rate · u``. Each equals the
-optimizer of ``torch.optim`` of the same name.
+optimizer of ``torch.optim`` of the same name; Lion, its paper's formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from numbers import Real
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,82 +52,268 @@ class Optimizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SGD:
+@dataclass(frozen=True, kw_only=True)
+class StackedOptimizer(ABC):
+    """What all optimizers share: clipping, then weight decay, then a rule of their own.
+
+    Attributes:
+        weight_decay: λ ≥ 0. ``λ w`` is added to the gradient; to the direction where the decay is decoupled, as AdamW's, NAdamW's and Lion's.
+        clip_norm: A longer gradient, over all of a member's parameters, is shortened to this norm, as
+            ``torch.nn.utils.clip_grad_norm_`` does; None for no clipping.
+    """
+
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    is_decoupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name in _OPTIONAL:
+                continue
+            is_allowed, range_ = _RANGES[field.name]
+            if not is_allowed(value):
+                raise ValueError(f"{field.name} must be {range_}, but {value!r} was given.")
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether there is a momentum or β₁, be it 0."""
+        return self._constant_momentum is not None
+
+    @abstractmethod
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """State tensors, all zero, shaped like ``parameters (N, P)``."""
+
+    def directions(
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`Optimizer`."""
+        if momentum is not None and not self.has_momentum:
+            raise ValueError(
+                f"{self} has no momentum that could be set; use an optimizer that has one, such as 'momentum', 'adam' or "
+                "{'name': 'rmsprop', 'momentum': 0.9}."
+            )
+        if self.clip_norm is not None:
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            gradients = gradients * (self.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        if self.weight_decay and not self.is_decoupled:
+            gradients = gradients.add(parameters, alpha=self.weight_decay)
+        # In float64, as 1 − β₁ᵗ would lose its digits otherwise.
+        direction, state = self._rule(gradients, state, steps, (self._constant_momentum or 0.0) if momentum is None else momentum.double())
+        if self.weight_decay and self.is_decoupled:
+            direction = direction.add(parameters, alpha=self.weight_decay)
+        return direction, state
+
+    @property
+    @abstractmethod
+    def _constant_momentum(self) -> float | None: ...
+
+    @abstractmethod
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Directions and the next state; the momentum is a number (0 where there is none), or float64 ``(N, 1)`` or ``(N, P)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(StackedOptimizer):
     """``torch.optim.SGD``: ``m ← μ m + g``; ``u = m``, or ``g + μ m`` with Nesterov's momentum; ``u = g`` where the momentum is None."""
 
     momentum: float | None = None
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), but {self.momentum} was given.")
+        super().__post_init__()
         if self.nesterov and not self.momentum:
             raise ValueError("Nesterov's momentum needs a momentum > 0.")
-
-    @property
-    def has_momentum(self) -> bool:
-        """Whether a momentum was given, be it 0."""
-        return self.momentum is not None
 
     def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
         """``{"momentum": (N, P)}``, or nothing without momentum."""
         return {} if self.momentum is None else {"momentum": torch.zeros_like(parameters)}
 
-    def directions(
-        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Optimizer`."""
-        if self.momentum is None:
-            if momentum is not None:
-                raise ValueError("This optimizer has no momentum that could be controlled; give it one, as 'momentum' has.")
+    @property
+    def _constant_momentum(self) -> float | None:
+        return self.momentum
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.has_momentum:
             return gradients, {}
-        average = _accumulated(gradients, state["momentum"], self.momentum, momentum)
-        return _accumulated(gradients, average, self.momentum, momentum) if self.nesterov else average, {"momentum": average}
+        velocity = _accumulated(gradients, state["momentum"], momentum)
+        return _accumulated(gradients, velocity, momentum) if self.nesterov else velocity, {"momentum": velocity}
 
 
-@dataclass(frozen=True)
-class Adam:
+@dataclass(frozen=True, kw_only=True)
+class AdaGrad(StackedOptimizer):
+    """``torch.optim.Adagrad``: ``u = g / (√s + ε)``, where ``s`` is the sum of all ``g²`` and ``initial_accumulator``."""
+
+    epsilon: float = 1e-10
+    initial_accumulator: float = 0.0
+
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """``{"sum_of_squares": (N, P)}``, without ``initial_accumulator``."""
+        return {"sum_of_squares": torch.zeros_like(parameters)}
+
+    @property
+    def _constant_momentum(self) -> float | None:
+        return None
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        squares = state["sum_of_squares"].addcmul(gradients, gradients)
+        accumulator = squares + self.initial_accumulator if self.initial_accumulator else squares
+        return gradients / (accumulator.sqrt() + self.epsilon), {"sum_of_squares": squares}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop(StackedOptimizer):
+    """``torch.optim.RMSprop``: ``u = g / (√v + ε)``, where ``v`` averages ``g²``, less the square of the averaged ``g`` if ``centered``.
+
+    With a momentum, ``m ← μ m + g / (√v + ε)``; ``u = m``. ``smoothing`` is torch's ``alpha``.
+    """
+
+    smoothing: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float | None = None
+    centered: bool = False
+
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """``{"second_moment": (N, P)}``; beside it ``"first_moment"`` if centered and ``"momentum"`` with momentum."""
+        names = ["second_moment", *["first_moment"] * self.centered, *["momentum"] * self.has_momentum]
+        return {name: torch.zeros_like(parameters) for name in names}
+
+    @property
+    def _constant_momentum(self) -> float | None:
+        return self.momentum
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        variance = second = _averaged_squares(state["second_moment"], gradients, self.smoothing)
+        following = {"second_moment": second}
+        if self.centered:
+            first = following["first_moment"] = _averaged(state["first_moment"], gradients, self.smoothing)
+            variance = second.addcmul(first, first, value=-1).clamp(min=0)  # rounded below 0, a constant gradient's would give NaN
+        direction = gradients / (variance.sqrt() + self.epsilon)
+        if self.has_momentum:
+            direction = following["momentum"] = _accumulated(direction, state["momentum"], momentum)
+        return direction, following
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(StackedOptimizer):
     """``torch.optim.Adam``: ``u = m̂ / (√v̂ + ε)`` with bias-corrected moments."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
 
-    has_momentum = True
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.epsilon > 0):
-            raise ValueError(f"beta1 and beta2 must be in [0, 1) and epsilon > 0, but {self} was given.")
-
     def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
         """``{"first_moment": (N, P), "second_moment": (N, P)}``."""
         return {"first_moment": torch.zeros_like(parameters), "second_moment": torch.zeros_like(parameters)}
 
-    def directions(
-        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Optimizer`."""
-        beta1 = self.beta1 if momentum is None else momentum.double()
-        first = _averaged(state["first_moment"], gradients, beta1)
-        second = (state["second_moment"] * self.beta2).addcmul(gradients, gradients, value=1 - self.beta2)
-        count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
-        correction1 = (1 - beta1**count).to(gradients.dtype)  # (N, 1)
-        correction2 = (1 - self.beta2**count).sqrt().to(gradients.dtype)
-        denominator = second.sqrt() / correction2 + self.epsilon
-        return first / denominator / correction1, {"first_moment": first, "second_moment": second}
+    @property
+    def _constant_momentum(self) -> float:
+        return self.beta1
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        denominator, following = self._moments(gradients, state, steps, momentum)
+        correction = (1 - momentum ** steps.double()).to(gradients.dtype)  # (N, 1), or as the momentum
+        return following["first_moment"] / denominator / correction, following
+
+    def _moments(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``√v̂ + ε``, and the next moments."""
+        first = _averaged(state["first_moment"], gradients, momentum)
+        second = _averaged_squares(state["second_moment"], gradients, self.beta2)
+        correction = (1 - self.beta2 ** steps.double()).sqrt().to(gradients.dtype)  # a float32 power would lose the digits of 1 − β₂ᵗ
+        return second.sqrt() / correction + self.epsilon, {"first_moment": first, "second_moment": second}
 
 
-def _accumulated(gradients: Tensor, average: Tensor, constant: float, momentum: Tensor | None) -> Tensor:
-    """``g + μ m``, with the constant μ or that of this step."""
-    if momentum is None:
-        return gradients.add(average, alpha=constant)
-    return gradients.addcmul(average, momentum.to(gradients.dtype))
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """``torch.optim.AdamW``: Adam with decoupled weight decay, 0.01 where none is given."""
+
+    weight_decay: float = 0.01
+
+    is_decoupled = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdamW(AdamW):
+    """``torch.optim.NAdam`` with decoupled weight decay, 0.01 where none is given.
+
+    ``u = ((1 − μ_t) g / (1 − μ_1 ⋯ μ_t) + μ_{t+1} m / (1 − μ_1 ⋯ μ_{t+1})) / (√v̂ + ε)``, where
+    ``μ_t = β₁ (1 − 0.96^(t · momentum_decay) / 2)``.
+    """
+
+    momentum_decay: float = 4e-3
+
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """As Adam's, and ``"bias_correction" (N, P)``: ``1 − μ_1 ⋯ μ_t``, which β₁ may make different for each parameter."""
+        return {**super().initial_state(parameters), "bias_correction": torch.zeros_like(parameters)}
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        denominator, following = self._moments(gradients, state, steps, momentum)
+        count = steps.double()
+        mu, mu_next = (momentum * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (count, count + 1))
+        ones = torch.ones_like(gradients)
+        correction = following["bias_correction"] = _averaged(state["bias_correction"], ones, mu)  # 1 − μ (1 − c) = μ c + (1 − μ)
+        correction_next = _averaged(correction, ones, mu_next)
+        part_of_gradient = (1 - mu).to(gradients.dtype) * gradients / correction
+        part_of_momentum = mu_next.to(gradients.dtype) * following["first_moment"] / correction_next
+        return (part_of_gradient + part_of_momentum) / denominator, following
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(StackedOptimizer):
+    """Lion (Chen et al. 2023, arXiv 2302.06675): ``u = sign(β₁ m + (1 − β₁) g)``, then ``m ← β₂ m + (1 − β₂) g``; decoupled weight decay."""
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    is_decoupled = True
+
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """``{"first_moment": (N, P)}``."""
+        return {"first_moment": torch.zeros_like(parameters)}
+
+    @property
+    def _constant_momentum(self) -> float:
+        return self.beta1
+
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        average = state["first_moment"]
+        return _averaged(average, gradients, momentum).sign(), {"first_moment": _averaged(average, gradients, self.beta2)}
+
+
+def _accumulated(values: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
+    """``x + μ m``."""
+    if isinstance(momentum, Tensor):
+        return values.addcmul(average, momentum.to(values.dtype))
+    return values.add(average, alpha=momentum)
 
 
 def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
-    """``β m + (1 − β) x``, with β a number or float64 ``(N, 1)`` or ``(N, P)``."""
-    return average.lerp(values, (1 - beta).to(values.dtype) if isinstance(beta, Tensor) else 1 - beta)
+    """``β m + (1 − β) x``."""
+    weight = 1 - beta
+    return average.lerp(values, weight.to(values.dtype) if isinstance(weight, Tensor) else weight)
+
+
+def _averaged_squares(average: Tensor, values: Tensor, beta: float) -> Tensor:
+    """``β v + (1 − β) x²``, rounded as ``torch.optim`` does."""
+    return (average * beta).addcmul(values, values, value=1 - beta)
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+_FRACTION = (lambda value: _is_finite(value) and 0 <= value < 1, "in [0, 1)")
+_POSITIVE = (lambda value: _is_finite(value) and value > 0, "finite and > 0")
+_NOT_NEGATIVE = (lambda value: _is_finite(value) and value >= 0, "finite and >= 0")
+_FLAG = (lambda value: isinstance(value, bool), "True or False")
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("momentum", "beta1", "beta2", "smoothing"), _FRACTION),
+    **dict.fromkeys(("epsilon", "clip_norm"), _POSITIVE),
+    **dict.fromkeys(("weight_decay", "initial_accumulator", "momentum_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("nesterov", "centered"), _FLAG),
+}
+_OPTIONAL = ("momentum", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -136,11 +325,16 @@ class RateDefaults:
     initial: float
 
 
-_DEFINITIONS: Mapping[str, tuple[type[SGD] | type[Adam], Mapping[str, Any], RateDefaults]] = {
+_DEFINITIONS: Mapping[str, tuple[type[StackedOptimizer], Mapping[str, Any], RateDefaults]] = {
     "sgd": (SGD, {}, RateDefaults(1e-4, 1e2, 1e-1)),
     "momentum": (SGD, {"momentum": 0.9}, RateDefaults(1e-5, 1e1, 1e-2)),
     "nesterov": (SGD, {"momentum": 0.9, "nesterov": True}, RateDefaults(1e-5, 1e1, 1e-2)),
+    "adagrad": (AdaGrad, {}, RateDefaults(1e-5, 1e1, 1e-2)),
+    "rmsprop": (RMSprop, {}, RateDefaults(1e-6, 1e0, 1e-3)),
     "adam": (Adam, {}, RateDefaults(1e-6, 1e0, 1e-3)),
+    "adamw": (AdamW, {}, RateDefaults(1e-6, 1e0, 1e-3)),
+    "nadamw": (NAdamW, {}, RateDefaults(1e-6, 1e0, 1e-3)),
+    "lion": (Lion, {}, RateDefaults(1e-7, 1e-1, 1e-4)),
 }
 OPTIMIZERS = tuple(_DEFINITIONS)
 
