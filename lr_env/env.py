@@ -111,10 +111,10 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | ``task`` | ``"digits-mlp"`` | a registered name (``python -m lr_env.tasks`` lists them), a ``Task`` or a ``TaskFamily`` |
     | ``horizon`` | the task's | SGD steps of an episode |
-    | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adam"``, or ``{"name": "adam", "beta1": 0.95}`` |
+    | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"``, ``"adamw"``, ``"nadamw"``, ``"lion"``; or with hyperparameters, ``{"name": "adam", "beta1": 0.95}``: ``weight_decay`` (0; AdamW, NAdamW 0.01) and ``clip_norm`` (None) for all; ``momentum`` (0.9; RMSprop None); ``epsilon`` (1e-8; AdaGrad 1e-10); Adam, AdamW, NAdamW ``beta1``, ``beta2`` (0.9, 0.999); Lion ``beta1``, ``beta2`` (0.9, 0.99); RMSprop ``smoothing`` (0.99), ``centered`` (False); AdaGrad ``initial_accumulator`` (0); NAdamW ``momentum_decay`` (0.004) |
     | ``features``, ``action``, ``reward``, ``reward_on`` | see above | |
     | ``steps_per_action`` | 1 | SGD steps that share one decision |
-    | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov 1e-5, 10, 0.01; Adam 1e-6, 1, 1e-3 | rate range and start |
+    | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov, AdaGrad 1e-5, 10, 0.01; RMSprop, Adam, AdamW, NAdamW 1e-6, 1, 1e-3; Lion 1e-7, 0.1, 1e-4 | rate range and start |
     | ``initial_rate_decades`` | 0 | random offset of the start, decades |
     | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
     | ``variant`` | 0 | which variant of a family is trained |
