@@ -238,6 +238,7 @@ def test_idx_images(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (idx_file(np.zeros((4, 28, 28)), sizes=(5, 28, 28)), ["3,920 values", "[5, 28, 28]", "holds 3,136"]),
         (idx_file(np.zeros((4, 28, 28)), sizes=(3, 28, 28)), ["2,352 values", "holds 3,136"]),
     ],
+    ids=["magic number", "other dimensions", "short header", "too short", "too long"],
 )
 def test_wrong_idx_files_are_refused(content: bytes, fragments: list[str], monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     files = idx_files(*small_images(6, 4, 28, 28)) | {"t10k-images-idx3-ubyte.gz": content}
@@ -403,7 +404,7 @@ def test_a_warm_cache_works_offline(monkeypatch: pytest.MonkeyPatch, cache_folde
     assert len(load(datasets.tiny_shakespeare).train) == (int(0.9 * len(TEXT)) - 1) // 32
 
 
-@pytest.mark.parametrize("content", [TEXT[:-7], TEXT.replace(b"question", b"answer"), b""])
+@pytest.mark.parametrize("content", [TEXT[:-7], TEXT.replace(b"question", b"answer"), b""], ids=["truncated", "altered", "empty"])
 def test_a_wrong_given_file_is_refused(content: bytes, text_from_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LR_ENV_DATA", str(tmp_path))
     store(tmp_path, "tinyshakespeare", {"input.txt": content})
@@ -415,7 +416,7 @@ def test_a_wrong_given_file_is_refused(content: bytes, text_from_server: Server,
     assert text_from_server.requests == []
 
 
-@pytest.mark.parametrize("content", [TEXT[:-7], b""])
+@pytest.mark.parametrize("content", [TEXT[:-7], b""], ids=["truncated", "empty"])
 def test_a_wrong_cached_file_is_downloaded_anew(content: bytes, text_from_server: Server, cache_folder: Path) -> None:
     store(cache_folder, "tinyshakespeare", {"input.txt": content})
     assert read_verified("tinyshakespeare", "input.txt") == TEXT
