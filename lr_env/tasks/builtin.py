@@ -61,9 +61,7 @@ _register("fashion-mlp", "fashion-mnist", partial(image_mlp, GREY, (128,), 10), 
 _register("fashion-cnn", "fashion-mnist", partial(cnn, GREY, (8, 16), 10), 64, 500)
 _register("cifar10-cnn", "cifar10", partial(cnn, COLOUR, (16, 32, 64), 10), 64, 1000)
 _register("cifar10-resnet", "cifar10", partial(resnet, COLOUR, (16, 32, 64), 10), 64, 1000)
-_register(
-    "shakespeare-transformer", "tinyshakespeare", partial(CharacterTransformer, CHARACTERS, CONTEXT, 64, 4, 2), 32, 500, metric=PERPLEXITY
-)
+_register("shakespeare-transformer", "tinyshakespeare", partial(CharacterTransformer, CHARACTERS, CONTEXT, 64, 4, 2), 32, 500, metric=PERPLEXITY)
 register_task("digits-mlp-scaled", _digits_mlp_scaled, ("digits",))
 register_task("mnist-autoencoder", _mnist_autoencoder, ("mnist",))
 register_task("noisy-quadratic", SHIPPED_QUADRATIC.task)
