@@ -86,14 +86,15 @@ def test_every_task_runs_an_episode(name: str, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10-cnn", "cifar10-resnet"])
-def test_models_of_cifar10_on_random_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_cifar10_learn_other_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(96, 3, 32, 32, generator=generator), torch.randint(10, (96,), generator=generator)
+    labels = torch.arange(96) % 3
+    images = torch.randn(3, 3, 32, 32, generator=generator)[labels]  # one image per class, so that they are learned in a few steps
     monkeypatch.setitem(DATASETS, "cifar10", lambda: Split(images, labels).divide(0.1, 0.1))
     population = start(make_task.__wrapped__(name), [0], "momentum", dtype="float32")  # not the cached task
     first = population.begin()[0, 0]
-    losses = np.array([population.step(np.array([[0.02]]))[0, 0] for _ in range(15)])
-    assert losses[-1] < 0.8 * first  # it learns them by heart
+    losses = np.array([population.step(np.array([[0.05]]))[0, 0] for _ in range(20)])
+    assert losses[-1] < 0.5 * first
 
 
 def _images(model: Callable[[], nn.Module], targets: torch.Tensor, loss: str) -> Task:
