@@ -212,7 +212,7 @@ class EvaluationFunction:
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}  # None for what cannot be traced
 
     def __call__(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None) -> Tensor:
-        """Sums over examples, ``(N, 2)``: observed loss and metric (0 where the task has none).
+        """Sums over examples, ``(N, 1 + K)``: observed loss and the metric's values (one 0 where the task has none).
 
         Args:
             parameters: ``(N, P)``.
@@ -262,8 +262,8 @@ class EvaluationFunction:
         loss = self._task.loss if self._task.observed_loss is None else self._task.observed_loss
         assert callable(loss)
         sums = loss(outputs, targets).sum()
-        metric = torch.zeros_like(sums) if self._task.metric is None else self._task.metric.function(outputs, targets).sum()
-        return torch.stack([sums, metric])
+        metric = torch.zeros_like(sums) if self._task.metric is None else self._task.metric.function(outputs, targets).sum(0)
+        return torch.cat([sums.view(1), metric.view(-1)])
 
 
 def _mean(function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ State: TypeAlias = dict[str, Tensor]
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
 
+BATCHES_PER_PASS = 32
+"""Bounds it too: examples in one pass, in batches of the task."""
+
 
 def signal_rows(names: frozenset[str]) -> list[str]:
     """The rows of the signals of a step: the loss first, then these in the order of :data:`SIGNALS`."""
@@ -286,14 +289,18 @@ class Population:
         """
         inputs, targets = self._examples(split, subset)
         evaluation = self._choose_engine()
-        chunk = max(1, EXAMPLES_PER_PASS // self.num_members)
-        sums = torch.zeros(self.num_members, 2, dtype=torch.float64, device=self.device)
+        chunk = max(1, min(EXAMPLES_PER_PASS // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
+        sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
         parameters, buffers = self.state["parameters"], _part(self.state, "buffer.")
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
-            sums += evaluation(parameters, buffers, inputs[part], targets[part], self.batches.input_scales)
-        means = (sums / len(inputs)).cpu().numpy()
-        return Evaluation(means[:, 0], None if self.task.metric is None else means[:, 1])
+            sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], self.batches.input_scales)
+        means = (sums / len(inputs)).cpu()
+        metric = self.task.metric
+        if metric is None:
+            return Evaluation(means[:, 0].numpy(), None)
+        summarised = means[:, 1] if metric.summary is None else metric.summary(means[:, 1:])
+        return Evaluation(means[:, 0].numpy(), summarised.numpy())
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Everything that determines the future of members ``(K,)``: tensors, arrays and plain data."""
