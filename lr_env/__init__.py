@@ -9,24 +9,27 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from lr_env.controllers import BoundController, Controller, PolicyNetwork, load_controller, save_controller
+from lr_env.controllers import BoundController, Controller, PolicyNetwork, SharedGroupController, load_controller, save_controller
 from lr_env.env import LearningRateEnv
 from lr_env.files import FileFormatError
 from lr_env.mdp import MDP
-from lr_env.tasks import NoisyQuadratic, Task, TaskFamily, make_task, register_task, task_names
+from lr_env.tasks import FamilySpecification, NoisyQuadratic, Task, TaskFamily, Variant, make_task, register_task, task_names
 from lr_env.vector_env import LearningRateVectorEnv
 
 __all__ = [
     "MDP",
     "BoundController",
     "Controller",
+    "FamilySpecification",
     "FileFormatError",
     "LearningRateEnv",
     "LearningRateVectorEnv",
     "NoisyQuadratic",
     "PolicyNetwork",
+    "SharedGroupController",
     "Task",
     "TaskFamily",
+    "Variant",
     "load_controller",
     "make_task",
     "register_task",

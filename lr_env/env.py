@@ -109,7 +109,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     | Argument | Default | Meaning |
     |---|---|---|
-    | ``task`` | ``"digits-mlp"`` | a registered name (``python -m lr_env.tasks`` lists them), a ``Task`` or a ``TaskFamily`` |
+    | ``task`` | ``"digits-mlp"`` | a registered name (``python -m lr_env.tasks`` lists them), a ``Task``, a ``TaskFamily``, or a family as a mapping: see ``FamilySpecification`` |
     | ``horizon`` | the task's | SGD steps of an episode |
     | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"``, ``"adamw"``, ``"nadamw"``, ``"lion"``; or with hyperparameters, ``{"name": "adam", "beta1": 0.95}``: ``weight_decay`` (0; AdamW, NAdamW 0.01) and ``clip_norm`` (None) for all; ``momentum`` (0.9; RMSprop None); ``epsilon`` (1e-8; AdaGrad 1e-10); Adam, AdamW, NAdamW ``beta1``, ``beta2`` (0.9, 0.999); Lion ``beta1``, ``beta2`` (0.9, 0.99); RMSprop ``smoothing`` (0.99), ``centered`` (False); AdaGrad ``initial_accumulator`` (0); NAdamW ``momentum_decay`` (0.004) |
     | ``features``, ``action``, ``reward``, ``reward_on`` | see above | |
@@ -147,7 +147,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     def __init__(
         self,
-        task: str | Task | TaskFamily = "digits-mlp",
+        task: str | Mapping[str, Any] | Task | TaskFamily = "digits-mlp",
         horizon: int | None = None,
         optimizer: str | Mapping[str, Any] = "sgd",
         features: str | Sequence[str] = "scale_free",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
 from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.seeding import Streams
-from lr_env.tasks import Task, TaskFamily, as_family, make_task
+from lr_env.tasks import FamilySpecification, Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
 from lr_env.training import Evaluation, Population, make_optimizer
 from lr_env.training.gradients import Engine
@@ -135,7 +135,7 @@ class Episodes:
 
     def __init__(
         self,
-        task: str | Task | TaskFamily,
+        task: str | Mapping[str, Any] | Task | TaskFamily,
         num_members: int,
         mdp: MDP,
         horizon: int | None = None,
@@ -147,6 +147,8 @@ class Episodes:
         self.num_members = num_members
         self.lower_bounds, self.horizons = np.full(num_members, variant.loss_lower_bound), np.full(num_members, self.horizon)
         self.num_threads = execution.num_threads
+        if self.family.optimizers[0] is not None:
+            mdp = replace(mdp, optimizer=self.family.optimizers[0])
         optimizer, _ = make_optimizer(mdp.optimizer)
         needs = mdp.begin(1, self.horizon, variant.loss_lower_bound).needs
         self.population = Population(
@@ -447,13 +449,15 @@ class Episodes:
         self._record = self.process.record(self.table)
 
 
-def find_family(task: str | Task | TaskFamily) -> TaskFamily:
-    """The family of a registered name or a task.
+def find_family(task: str | Mapping[str, Any] | Task | TaskFamily) -> TaskFamily:
+    """The family of a registered name, of a :class:`lr_env.FamilySpecification` as a mapping, or of a task.
 
     Raises:
         TypeError: If the task is none.
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or the specification invalid.
     """
+    if isinstance(task, Mapping):
+        return FamilySpecification.from_dict(task).family()
     if not isinstance(task, (str, Task, TaskFamily)):
         raise TypeError(
             f"task must be a registered name, a Task or a TaskFamily, but {type(task).__name__} was given. "

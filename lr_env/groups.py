@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +22,7 @@ from lr_env.training import Evaluation
 
 
 def make_episodes(
-    task: str | Task | TaskFamily,
+    task: str | Mapping[str, Any] | Task | TaskFamily,
     num_members: int,
     mdp: MDP,
     horizon: int | None = None,
@@ -33,7 +33,7 @@ def make_episodes(
     """N episodes, in as few groups as possible.
 
     Args:
-        task: A task, a registered name, or a family.
+        task: A task, a registered name, or a family, which may be a mapping.
         num_members: N.
         mdp: The decision process.
         horizon: SGD steps of an episode; None for each task's default.
@@ -52,6 +52,9 @@ def make_episodes(
     if variant is not None:
         family = family.variant(variant)
     variants = np.arange(num_members) % family.num_variants
+    optimizers = [family.optimizers[variant] for variant in np.unique(variants)]
+    if optimizers[0] is not None and all(optimizer == optimizers[0] for optimizer in optimizers):
+        mdp = replace(mdp, optimizer=optimizers[0])  # then it is that of all
     if num_processes == 1:
         return _make_local(family, variants, mdp, horizon, execution)
     shares = np.array_split(np.arange(num_members), num_processes)

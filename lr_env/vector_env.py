@@ -45,7 +45,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def __init__(
         self,
         num_envs: int = 1,
-        task: str | Task | TaskFamily = "digits-mlp",
+        task: str | Mapping[str, Any] | Task | TaskFamily = "digits-mlp",
         horizon: int | None = None,
         optimizer: str | Mapping[str, Any] = "sgd",
         features: str | Sequence[str] = "scale_free",

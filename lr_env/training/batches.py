@@ -1,4 +1,7 @@
-"""The minibatches of a population: every member walks through its own order of the same data, or through fresh samples."""
+"""The minibatches of a population: every member walks through its own order of the same data, or through fresh samples.
+
+A member may see only a part of the data, and have labels of its own; see :class:`lr_env.tasks.TaskFamily`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ class Batches:
     """
 
     def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._task = task = family.variants[0]
+        self._family, self._task = family, family.variants[0]
+        task = self._task
         self._num_members, self._dtype, self._device = num_members, dtype, device
         self._generators: list[Any] = [None] * num_members
         self._cursor = np.zeros(num_members, np.int64)
@@ -36,7 +40,9 @@ class Batches:
         self.input_scales = torch.ones(num_members, dtype=dtype, device=device) if family.varies_inputs else None
         if isinstance(task.data, Data):
             self._inputs, self._targets = self.cast(task.data.train.inputs), self.cast(task.data.train.targets)
-            self._num_batches = len(self._inputs) // task.batch_size
+            if family.varies_labels:
+                self._targets = self._targets.repeat(num_members, *[1] * (self._targets.dim() - 1))  # (N · M, …), one member after the other
+            self._num_batches = family.num_examples // task.batch_size
             self._order = torch.zeros(self._num_batches, num_members, task.batch_size, dtype=torch.int64, device=device)
         else:
             example_inputs, example_targets = task.data.sample(np.random.default_rng(0), 1)
@@ -47,21 +53,33 @@ class Batches:
             # A member's samples stand at the same places as a member's indices would.
             self._order = torch.arange(SAMPLES_AHEAD * num_members * task.batch_size, device=device).view(shape)
         self._rows = list(self._order.flatten(1))  # views, made once
+        # (N, M'): which examples a member sees
+        self._examples = torch.zeros(num_members, family.num_examples, dtype=torch.int64) if family.varies_examples else None
 
     def cast(self, values: Tensor) -> Tensor:
         """Values on the population's device; floating-point ones in its type, others as they are."""
         return values.to(self._device, self._dtype if values.is_floating_point() else values.dtype)
 
-    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], input_scales: np.ndarray | None) -> None:
-        """Puts members ``(K,)`` at the first batch of a new order."""
+    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], draws: list[np.random.SeedSequence]) -> None:
+        """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws.
+
+        Args:
+            members: ``(K,)``.
+            seeds: Of the orders, ``(K,)``.
+            draws: Streams of the family's draws, ``(K,)``.
+        """
         is_finite = isinstance(self._task.data, Data)
-        for member, seed in zip(members.tolist(), seeds, strict=True):
+        for member, seed, draw in zip(members.tolist(), seeds, draws, strict=True):
+            if self.input_scales is not None:
+                self.input_scales[member] = self._family.draw_input_scale(draw)
+            if self._family.varies_labels:
+                self._own_targets()[member] = self._family.draw_labels(draw).to(self._targets)
+            if self._examples is not None:
+                self._examples[member] = self._family.draw_examples(draw)
             self._generators[member] = torch_generator(seed) if is_finite else np.random.default_rng(seed)
             self._begin_epoch(member)
         self._cursor[members] = 0
         self._look_at_cursors()
-        if self.input_scales is not None and input_scales is not None:
-            self.input_scales[torch.from_numpy(members)] = torch.from_numpy(input_scales).to(self.input_scales)
 
     def advance(self, members: np.ndarray | None = None) -> None:
         """Moves members ``(K,)``, or all, to their next batch."""
@@ -96,6 +114,8 @@ class Batches:
         batch_inputs = inputs.index_select(0, indices).unflatten(0, shape)
         if input_scales is not None:
             batch_inputs = batch_inputs * input_scales.view(-1, *[1] * (batch_inputs.dim() - 1))
+        if self._family.varies_labels:
+            indices = (indices.view(shape) + torch.arange(0, len(targets), len(inputs), device=indices.device).unsqueeze(1)).view(-1)
         return batch_inputs, targets.index_select(0, indices).unflatten(0, shape)
 
     def current(self) -> tuple[Tensor, Tensor]:
@@ -115,6 +135,10 @@ class Batches:
             state["generators"] = [self._generators[member].bit_generator.state for member in members]
         if self.input_scales is not None:
             state["input_scales"] = self.input_scales[rows]
+        if self._family.varies_labels:
+            state["targets"] = self._own_targets()[rows]
+        if self._examples is not None:
+            state["examples"] = self._examples[rows]
         return state
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
@@ -135,6 +159,15 @@ class Batches:
             self._inputs[:, rows], self._targets[:, rows] = state["samples"]
         if self.input_scales is not None:
             self.input_scales[rows] = state["input_scales"]
+        if self._family.varies_labels:
+            self._own_targets()[rows] = state["targets"]
+        if self._examples is not None:
+            self._examples[rows] = state["examples"]
+
+    def _own_targets(self) -> Tensor:
+        """The members' own targets, ``(N, M, …)``: a view."""
+        own: Tensor = self._targets.unflatten(0, (self._num_members, -1))
+        return own
 
     def _look_at_cursors(self) -> None:
         first, last = int(self._cursor.min()), int(self._cursor.max())
@@ -144,7 +177,8 @@ class Batches:
     def _begin_epoch(self, member: int) -> None:
         generator = self._generators[member]
         if isinstance(self._task.data, Data):
-            self._order[:, member] = epoch_order(generator, len(self._inputs), self._task.batch_size)
+            order = epoch_order(generator, self._family.num_examples, self._task.batch_size)
+            self._order[:, member] = order if self._examples is None else self._examples[member][order]
         else:
             inputs, targets = self._task.data.sample(generator, SAMPLES_AHEAD * self._task.batch_size)
             shape = (SAMPLES_AHEAD, self._task.batch_size)

@@ -146,6 +146,12 @@ class Population:
         weights = {name: value for name, value in self.state.items() if name.startswith(("parameters", "buffer."))}
         host = {name: value.cpu() for name, value in weights.items()}  # the same tensors where they lie there already
         generators = self._initialiser(host["parameters"], _part(host, "buffer."), members, [stream.weights for stream in streams])
+        if self.family.varies_initialisation:
+            for member, stream in zip(members.tolist(), streams, strict=True):
+                scale = self.family.draw_initialisation_scale(stream.family)
+                for weight in self._gradient_function.layout.views(host["parameters"][member]).values():
+                    if weight.dim() >= 2:
+                        weight.mul_(scale)
         for name, value in weights.items():
             if value.device != host[name].device:
                 value.copy_(host[name])
@@ -155,8 +161,7 @@ class Population:
             if name not in weights:
                 value[rows] = 0  # a diverged direction, times a rate of 0, would spoil the new weights
         self.steps[members] = 0
-        scales = np.array([self.family.draw_input_scale(stream.family) for stream in streams]) if self.family.varies_inputs else None
-        self.batches.restart(members, [stream.order for stream in streams], scales)
+        self.batches.restart(members, [stream.order for stream in streams], [stream.family for stream in streams])
 
     def begin(self, members: np.ndarray | None = None) -> np.ndarray:
         """The first gradient of restarted members ``(K,)``, or all; signals as :meth:`step`."""
