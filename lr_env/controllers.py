@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lr_env.checks import positive_integer, unknown_name
 from lr_env.files import FileFormatError, read_file, write_file
 from lr_env.mdp import MDP
 from lr_env.seeding import preserved_global_generators
@@ -20,6 +21,16 @@ State: TypeAlias = tuple[np.ndarray, ...] | None
 """A recurrent state: arrays with leading dimension N, owned by the caller; None at the start and for controllers without one."""
 
 CONTROLLER_KIND = "controller"
+
+Activation: TypeAlias = Literal["relu", "tanh"]
+Output: TypeAlias = Literal["tanh", "clip", "argmax"]
+
+_ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "clip": lambda values: values.clamp(-1, 1),
+    "argmax": lambda values: values.argmax(-1),
+}
 
 
 class Controller(Protocol):
@@ -54,40 +65,58 @@ class BoundController:
 
 
 class PolicyNetwork(nn.Module):
-    """A multilayer perceptron from observations ``(N, F)`` to actions ``(N, A)`` in [−1, 1]: ReLU between layers, tanh at the end.
+    """A multilayer perceptron from observations ``(N, F)`` to actions ``(N, A)`` in [−1, 1], or to choices among A.
 
     Args:
         num_features: F.
         num_actions: A.
         hidden: Widths of the hidden layers.
         seed: Seed of the initial weights. The last layer starts small, so that the first actions are near 0.
+        activation: ``"relu"`` or ``"tanh"``, between layers.
+        output: What becomes of the last layer's values: ``"tanh"``, ``"clip"`` to [−1, 1], or ``"argmax"``: the index of the largest, an
+            integer for a discrete action.
+
+    Raises:
+        ValueError: If a name is unknown.
     """
 
-    def __init__(self, num_features: int, num_actions: int, hidden: Sequence[int] = (64, 64), seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int] = (64, 64),
+        seed: int = 0,
+        activation: Activation = "relu",
+        output: Output = "tanh",
+    ) -> None:
         super().__init__()
+        for what, name, valid in (("activation", activation, _ACTIVATIONS), ("output", output, _OUTPUTS)):
+            if name not in valid:
+                raise unknown_name(what, name, valid)
         self.num_features, self.num_actions, self.hidden = num_features, num_actions, tuple(hidden)
+        self.activation, self.output = activation, output
         widths = [num_features, *hidden]
         with preserved_global_generators():
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
             for fan_in, fan_out in pairwise(widths):
-                layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+                layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation]()]
             last = nn.Linear(widths[-1], num_actions)
             nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 
     def preactivations(self, observations: Tensor) -> Tensor:
-        """Actions before the tanh: ``(N, F) -> (N, A)``."""
+        """What the last layer gives: ``(N, F) -> (N, A)``."""
         values: Tensor = self.layers(observations)
         return values
 
     def forward(self, observations: Tensor) -> Tensor:
-        """``(N, F) -> (N, A)``."""
-        return self.preactivations(observations).tanh()
+        """``(N, F) -> (N, A)``, or with ``"argmax"`` ``(N,)``."""
+        return _OUTPUTS[self.output](self.preactivations(observations))
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """See :class:`Controller`; one observation ``(F,)`` gives one action ``(A,)``. Always deterministic."""
+        """See :class:`Controller`; one observation ``(F,)`` gives one action. Always deterministic."""
         observations = np.asarray(observation, np.float32)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
@@ -105,7 +134,7 @@ def save_controller(path: str | os.PathLike[str], bound: BoundController) -> Non
     policy = bound.controller
     if not isinstance(policy, PolicyNetwork):
         raise TypeError(f"Only a PolicyNetwork can be saved, but {type(policy).__name__} was given.")
-    architecture = {"num_features": policy.num_features, "num_actions": policy.num_actions, "hidden": list(policy.hidden)}
+    architecture = {name: getattr(policy, name) for name in ("num_features", "num_actions", "hidden", "activation", "output")}
     write_file(path, CONTROLLER_KIND, {"architecture": architecture, "mdp": bound.mdp.to_dict()}, policy.state_dict())
 
 
@@ -133,3 +162,34 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{os.fspath(path)} is damaged: {error}. Save the controller again.") from error
     return BoundController(policy, mdp)
+
+
+class SharedGroupController:
+    """One policy for all parameter groups: what a controller of one group decides for each group on its own features.
+
+    Observations ``(N, G · F)`` of an environment with ``lr_groups`` become ``(N · G, F)``; the policy's actions ``(N · G, K)``, a rate and
+    perhaps a momentum, become ``(N, K · G)``: the rates of all groups, then the momenta. A recurrent state has leading dimension N · G.
+
+    Args:
+        controller: For observations ``(N, F)``.
+        num_groups: G.
+    """
+
+    def __init__(self, controller: Controller, num_groups: int) -> None:
+        self.controller, self.num_groups = controller, positive_integer("num_groups", num_groups)
+
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        """See :class:`Controller`; one observation ``(G · F,)`` gives one action ``(K · G,)``.
+
+        Raises:
+            ValueError: If observations can't be divided among the groups.
+        """
+        observations = np.atleast_2d(observation)
+        num_members, size = observations.shape
+        if size % self.num_groups != 0:
+            raise ValueError(f"Observations of {size} features can't be divided among {self.num_groups} parameter groups.")
+        starts = None if episode_start is None else np.repeat(np.reshape(episode_start, num_members), self.num_groups)
+        of_groups = observations.reshape(num_members * self.num_groups, -1)
+        actions, state = self.controller.predict(of_groups, state, starts, deterministic=deterministic)
+        actions = np.asarray(actions).reshape(num_members, self.num_groups, -1).swapaxes(1, 2).reshape(num_members, -1)
+        return (actions if np.ndim(observation) == 2 else actions[0]), state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +112,53 @@ def test_only_policy_networks_are_saved(tmp_path: Path) -> None:
 def test_wrong_observations() -> None:
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         PolicyNetwork(2, 1).predict(np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize(("activation", "function"), [("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)])
+@pytest.mark.parametrize(("output", "last"), [("tanh", np.tanh), ("clip", lambda x: np.clip(x, -1, 1)), ("argmax", lambda x: x.argmax(-1))])
+def test_network_equals_the_formula(activation: Any, function: Any, output: Any, last: Any, tmp_path: Path) -> None:
+    policy = PolicyNetwork(3, 4, (8, 5), seed=2, activation=activation, output=output)
+    with torch.no_grad():
+        policy.layers[-1].weight.mul_(1e3)  # so that values are clipped
+    observations = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    values = observations.astype(np.float64)
+    linear = [layer for layer in policy.layers if isinstance(layer, torch.nn.Linear)]
+    for layer in linear:
+        values = values @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+        values = values if layer is linear[-1] else function(values)
+    if output == "clip":
+        assert 0 < (np.abs(values) > 1).mean() < 1
+    actions, _ = policy.predict(observations)
+    np.testing.assert_allclose(actions, last(values), rtol=1e-4, atol=1e-4)
+    assert actions.dtype == (np.int64 if output == "argmax" else np.float32)
+    np.testing.assert_allclose(policy.predict(observations[0])[0], actions[0], rtol=1e-5)
+
+    save_controller(tmp_path / "policy.safetensors", BoundController(policy, MDP()))
+    loaded = load_controller(tmp_path / "policy.safetensors").controller
+    assert isinstance(loaded, PolicyNetwork)
+    assert (loaded.activation, loaded.output) == (activation, output)
+    np.testing.assert_array_equal(loaded.predict(observations)[0], actions)
+
+
+def test_files_without_activation_and_output_are_loaded(saved: Path) -> None:
+    metadata, tensors = read_file(saved, "controller")
+    architecture = {name: metadata["architecture"][name] for name in ("num_features", "num_actions", "hidden")}
+    write_file(saved, "controller", {**metadata, "architecture": architecture}, tensors)
+    loaded = load_controller(saved).controller
+    assert isinstance(loaded, PolicyNetwork)
+    assert (loaded.activation, loaded.output) == ("relu", "tanh")
+
+
+@pytest.mark.parametrize("change", [{"activation": "gelu"}, {"output": "softmax"}, {"output": ["tanh"]}])
+def test_altered_architecture(saved: Path, change: dict[str, object]) -> None:
+    metadata, tensors = read_file(saved, "controller")
+    write_file(saved, "controller", {**metadata, "architecture": {**metadata["architecture"], **change}}, tensors)
+    with pytest.raises(FileFormatError, match="damaged"):
+        load_controller(saved)
+
+
+def test_unknown_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown activation 'rleu'\. Did you mean 'relu'"):
+        PolicyNetwork(2, 1, activation="rleu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Unknown output 'sigmoid'"):
+        PolicyNetwork(2, 1, output="sigmoid")  # type: ignore[arg-type]

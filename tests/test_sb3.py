@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from torch import nn
 
-from agents.sb3 import LearningRateVecEnv, default_hyperparameters, make_sb3_env
-from lr_env import LearningRateEnv, LearningRateVectorEnv
+from agents.sb3 import LearningRateVecEnv, SB3Agent, VariantRewardScale, default_hyperparameters, export_policy, load_model, make_sb3_env
+from lr_env import MDP, FileFormatError, LearningRateEnv, LearningRateVectorEnv, load_controller, save_controller
 from tests.rollouts import tiny_task
 
 TERMINATING = {"features": "scale_free"}
@@ -231,3 +236,161 @@ def test_without_stable_baselines3_the_error_says_what_to_install() -> None:
     result = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
     assert "pip install 'lr-env[sb3]'" in result.stderr.splitlines()[-1]
     assert result.stderr.splitlines()[-1].startswith("ImportError")
+
+
+EXTREME = np.random.default_rng(3).choice([-10.0, -1.0, 0.0, 1e-30, 1.0, 10.0], (40, 10)).astype(np.float32)
+
+
+def make_model(name: str, policy: Any = "MlpPolicy", env: Any = None, **arguments: Any) -> BaseAlgorithm:
+    """An untrained model whose actions reach the bounds."""
+    algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, name.upper())
+    sizes, scale = ({}, 300.0) if name in ("a2c", "ppo") else ({"buffer_size": 100}, 30.0)
+    env = env or make_sb3_env(2, task=tiny_task(), action=arguments.pop("action", "discrete" if name == "dqn" else "relative"))
+    model = algorithm(policy, env, seed=1, device="cpu", **sizes, **copy.deepcopy(arguments))  # SB3 changes policy_kwargs
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(scale if parameter.ndim == 2 and len(parameter) == 1 else 1.5)
+    return model
+
+
+@pytest.mark.parametrize("policy_kwargs", [None, {"net_arch": [5, 7, 3], "activation_fn": nn.Tanh}, {"net_arch": []}, {"activation_fn": nn.ReLU}])
+@pytest.mark.parametrize(("name", "action"), [*((name, "discrete" if name == "dqn" else "relative") for name in ALGORITHMS), ("ppo", "discrete")])
+def test_exported_policies_act_as_the_model(name: str, action: str, policy_kwargs: dict[str, Any] | None, tmp_path: Path) -> None:
+    model, mdp = make_model(name, action=action, policy_kwargs=policy_kwargs), MDP(action=action)
+    save_controller(tmp_path / "policy.safetensors", export_policy(model, mdp))
+    bound = load_controller(tmp_path / "policy.safetensors")
+    assert bound.mdp == mdp
+    observations = np.concatenate([np.random.default_rng(2).uniform(-10, 10, (200, 10)), np.zeros((1, 10)), EXTREME]).astype(np.float32)
+    expected = model.predict(observations, deterministic=True)[0]
+    actions = bound.controller.predict(observations)[0]
+    assert actions.shape == expected.shape
+    assert actions.dtype.kind == expected.dtype.kind
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=5e-7)
+    assert len(np.unique(expected)) > 1
+    if name in ("a2c", "ppo") and action == "relative":
+        assert (np.abs(expected) == 1).any()  # clipped
+
+
+def test_exported_policies_are_copies() -> None:
+    model = make_model("ppo")
+    policy = export_policy(model, MDP()).controller
+    before = policy.predict(EXTREME)[0]
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(policy.predict(EXTREME)[0], before)
+
+
+class Squared(nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.square()
+
+
+class CustomPolicy(ActorCriticPolicy):
+    pass
+
+
+class CustomExtractor(FlattenExtractor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy_kwargs": {"activation_fn": Squared}}, "ReLU or Tanh"),
+        ({"policy_kwargs": {"activation_fn": nn.GELU}}, "ReLU or Tanh"),
+        ({"policy": CustomPolicy}, "CustomPolicy was given"),
+        ({"policy_kwargs": {"features_extractor_class": CustomExtractor}}, "CustomExtractor"),
+        ({"use_sde": True}, "use_sde"),
+        ({"use_sde": True, "policy_kwargs": {"squash_output": True}}, "use_sde"),
+    ],
+)
+def test_other_policies_are_not_exported(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_policy(make_model("ppo", **arguments), MDP())
+
+
+def test_image_policies_are_not_exported() -> None:
+    space = gym.spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+    class Images(gym.Env[Any, Any]):
+        observation_space, action_space = space, gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    with pytest.raises(ValueError, match="ActorCriticCnnPolicy was given"):
+        export_policy(make_model("ppo", "CnnPolicy", DummyVecEnv([Images])), MDP())
+
+
+def test_normalised_observations_are_not_exported() -> None:
+    def env() -> VecMonitor:
+        return make_sb3_env(2, task=tiny_task())
+
+    with pytest.raises(ValueError, match="VecNormalize"):
+        export_policy(make_model("ppo", env=VecNormalize(env())), MDP())
+    export_policy(make_model("ppo", env=VecNormalize(env(), norm_obs=False)), MDP())
+
+
+def test_policies_of_other_processes_are_not_exported() -> None:
+    with pytest.raises(ValueError, match="not those of the decision process"):
+        export_policy(make_model("ppo"), MDP(features=["progress"]))
+    with pytest.raises(ValueError, match="not those of the decision process"):
+        export_policy(make_model("ppo"), MDP(action="discrete"))
+
+
+def test_loading_a_model(tmp_path: Path) -> None:
+    model = make_model("td3")
+    model.save(tmp_path / "model.zip")
+    loaded = load_model("td3", tmp_path / "model.zip")
+    np.testing.assert_array_equal(loaded.predict(EXTREME)[0], model.predict(EXTREME)[0])
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_model("td3", tmp_path / "missing.zip")
+    with pytest.raises(ValueError, match="Unknown algorithm"):
+        load_model("trpo", tmp_path / "model.zip")
+    for name, content in {"other": None, "damaged": b"nothing"}.items():
+        path = tmp_path / f"{name}.zip"
+        path.write_bytes(content or (tmp_path / "model.zip").read_bytes())
+        with pytest.raises(ValueError, match="no model of ppo"):
+            load_model("ppo", path)
+
+
+def test_rewards_are_scaled_for_each_variant() -> None:
+    """Against the formula, written out for each variant."""
+    env = make_sb3_env(4, seed=3, task=tiny_task(), reward="loss")
+    scaled, plain = VariantRewardScale(make_sb3_env(4, seed=3, task=tiny_task(), reward="loss"), 2, 0.9), env
+    scaled.reset()
+    plain.reset()
+    running, history = np.zeros(4), []
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, 4, 1)).astype(np.float32)
+    for action in actions:
+        rewards, actual = plain.step(action), scaled.step(action)
+        running = 0.9 * running + rewards[1]
+        history.append(running.copy())
+        for variant in range(2):
+            values = np.array(history)[:, variant::2]
+            scale = np.sqrt(values.var() + 1e-8)
+            np.testing.assert_allclose(actual[1][variant::2], rewards[1][variant::2] / scale, rtol=0.05)  # SB3 begins with a guess
+        running[rewards[2]] = 0
+
+
+def test_long_trainings_have_short_rollouts() -> None:
+    family = default_hyperparameters("ppo", 256, decisions=1000, is_family=True)
+    assert family["n_steps"] == 128
+    assert (256 * 128) % family["batch_size"] == 0
+    assert family["gamma"] == pytest.approx(0.9999)
+    assert family["n_epochs"] < default_hyperparameters("ppo", 256, decisions=1000)["n_epochs"]
+
+
+def test_agent_refuses_foreign_checkpoints(tmp_path: Path) -> None:
+    def agent(name: str = "ppo", seed: int = 0, **arguments: Any) -> SB3Agent:
+        environment = LearningRateVectorEnv(2, task=tiny_task(), autoreset_mode="SameStep", **arguments)
+        return SB3Agent(name, environment, {"n_steps": 8, "batch_size": 16, "device": "cpu"} if name == "ppo" else None, seed)
+
+    path = tmp_path / "checkpoint.safetensors"
+    agent().learn(16).save_checkpoint(path)
+    agent().restore(path)
+    for other in (agent(seed=1), agent("a2c"), agent(features=["progress"])):
+        with pytest.raises(FileFormatError, match="does not fit"):
+            other.restore(path)
+    with pytest.raises(ValueError, match=r"Unknown hyperparameter of ppo 'n_stepz'\. Did you mean 'n_steps'"):
+        SB3Agent("ppo", agent().environment, {"n_stepz": 1})
+    with pytest.raises(ValueError, match="refuses the hyperparameters"):
+        SB3Agent("ppo", agent().environment, {"n_steps": 1, "batch_size": 1, "device": "cpu", "policy_kwargs": {"nonsense": 1}})

@@ -1,0 +1,303 @@
+"""The training command: every algorithm trains, repeats itself, resumes exactly after a kill, and stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.train import Training, TrainingOptions, _scores, main
+from lr_env import PolicyNetwork, TaskFamily, load_controller, register_task, save_controller
+from lr_env.controllers import BoundController
+from lr_env.mdp import MDP
+from lr_env.tasks import task_names
+from tests.rollouts import tiny_task
+
+ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+HYPERPARAMETERS = {
+    "a2c": (),
+    "ddpg": ("learning_starts=64", "batch_size=32", "actor_starts=10", "memory_size=2000", "hidden=[16]"),
+    "ppo": ("n_epochs=2",),
+    **dict.fromkeys(("dqn", "sac", "td3"), ("learning_starts=64", "batch_size=32", "buffer_size=2000")),
+}
+FAMILY = "tiny-family-of-the-training-command"
+
+if FAMILY not in task_names():
+    register_task(FAMILY, lambda: TaskFamily(FAMILY, lambda generator: tiny_task(horizon=int(generator.integers(4, 12))), num_variants=2))
+
+
+def options(folder: Path, algorithm: Any = "ppo", **changes: Any) -> TrainingOptions:
+    defaults: dict[str, Any] = {
+        "task": "digits-logreg",
+        "horizon": 10,
+        "num_envs": 8,
+        "steps": 640,
+        "evaluation_interval": 200,
+        "evaluation_trainings": 4,
+        "checkpoint_interval": 100,
+        "hyperparameters": HYPERPARAMETERS[algorithm],
+    }
+    return TrainingOptions(algorithm=algorithm, output=folder, **{**defaults, **changes})
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+class KilledTraining(Training):
+    """Dies right after its third checkpoint, which is the second between evaluations."""
+
+    saves = 0
+
+    def _save(self) -> None:
+        super()._save()
+        self.saves += 1
+        if self.saves == 3:
+            raise KilledError
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_trains_and_resumes_exactly_after_a_kill(algorithm: str, tmp_path: Path) -> None:
+    whole = Training(options(tmp_path / "whole", algorithm))
+    summary = whole.run()
+    assert summary.startswith("Finished")
+    with pytest.raises(KilledError):
+        KilledTraining(options(tmp_path / "killed", algorithm)).run()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    resumed = Training(options(tmp_path / "killed", algorithm, resume=True))
+    assert 0 < resumed.agent.num_steps_taken < 640
+    resumed.run()
+    assert resumed.controller_path.read_bytes() == whole.controller_path.read_bytes()
+    expected, actual = (json.loads(training.record_path.read_text()) for training in (whole, resumed))
+    assert [(entry["steps"], entry["score"]) for entry in actual["history"]] == [(entry["steps"], entry["score"]) for entry in expected["history"]]
+    assert len(actual["history"]) >= 3
+    assert actual["trainings"] == expected["trainings"]
+    last = [training.agent.bind().controller for training in (whole, resumed)]
+    assert isinstance(last[0], PolicyNetwork) and isinstance(last[1], PolicyNetwork)
+    for first, second in zip(last[0].parameters(), last[1].parameters(), strict=True):
+        assert first.equal(second)
+
+
+def test_other_seeds_give_other_controllers(tmp_path: Path) -> None:
+    paths = []
+    for seed in (0, 1):
+        training = Training(options(tmp_path / str(seed), seed=seed, steps=200))
+        training.run()
+        paths.append(training.controller_path)
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+
+
+def test_the_result_is_the_best_controller_with_a_record(tmp_path: Path) -> None:
+    training = Training(options(tmp_path, algorithm="a2c", steps=800))
+    training.run()
+    record = json.loads((tmp_path / "training.json").read_text())
+    scores = [entry["score"] for entry in record["history"]]
+    assert np.mean(record["trainings"]["controller"]) == pytest.approx(min(scores))
+    assert np.mean(record["trainings"]["reference"]) == pytest.approx(record["reference"]["score"])
+    assert record["is_finished"]
+    assert record["seconds"] > 0
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert MDP(**record["mdp"]) == load_controller(tmp_path / "controller.safetensors").mdp
+
+
+def test_scores_are_final_losses(tmp_path: Path) -> None:
+    """Against a plain loop, with a training that diverges."""
+    training = Training(options(tmp_path))
+    environment = training.evaluation._environment(MDP(features=["progress"], action="absolute", lr_max=1e6, initial_rate=0.1), 3)
+    actions = np.array([[-0.5], [-0.2], [1.0]], np.float32)
+
+    class Fixed:
+        def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+            return actions, state
+
+    scores = _scores(environment, Fixed(), [5, 6, 7], 0.01)
+    environment.reset(seed=[5, 6, 7])
+    first = environment.evaluate("train").losses
+    for _ in range(10):
+        environment.step(actions)
+    assert scores.diverged.tolist() == [False, False, True]
+    losses = environment.evaluate("train").losses
+    np.testing.assert_allclose(scores.values[:2], np.log10(losses[:2] + 0.01 * first[:2]), rtol=1e-6)
+    assert scores.values[2] == pytest.approx(np.log10(10.01 * first[2]))
+
+
+def test_reference_is_the_best_of_the_grid(tmp_path: Path) -> None:
+    training = Training(options(tmp_path))
+    reference = training.evaluation.tune_reference()
+    factors, means = np.array(reference["tuning"]).T
+    assert reference["factor"] == pytest.approx(factors[means.argmin()])
+    assert factors[4] == pytest.approx(1.0)
+    assert factors[[0, -1]] == pytest.approx([0.01, 100])
+
+
+@pytest.mark.parametrize("scale_rewards", [False, True])
+def test_families_are_mixed_in_every_rollout(scale_rewards: bool, tmp_path: Path) -> None:
+    given = options(tmp_path, task=None, family=FAMILY, horizon=None, scale_rewards=scale_rewards, hyperparameters=(), evaluation_trainings=5)
+    training = Training(given)
+    assert len(set(training.environment.episodes.horizons.tolist())) > 1
+    mdp = training.environment.mdp
+    assert (mdp.action, mdp.reward_on, mdp.reward) == ("residual", "reference", {"kind": "log_loss", "loss_floor": 0.01})
+    assert training.evaluation.count == 6  # a multiple of the variants
+    training.run()
+    whole = training.controller_path.read_bytes()
+    with pytest.raises(KilledError):
+        KilledTraining(TrainingOptions(**{**vars(given), "output": tmp_path / "killed"})).run()
+    resumed = Training(TrainingOptions(**{**vars(given), "output": tmp_path / "killed", "resume": True}))
+    resumed.run()
+    assert resumed.controller_path.read_bytes() == whole
+
+
+def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
+    given = options(tmp_path, hyperparameters=("learning_rate=5e-4", '{"n_steps": 5, "batch_size": 8}', 'policy_kwargs={"net_arch": [8]}'))
+    training = Training(given)
+    chosen = training.hyperparameters
+    assert (chosen["learning_rate"], chosen["n_steps"], chosen["batch_size"], chosen["n_epochs"]) == (5e-4, 5, 8, 10)
+    assert chosen["policy_kwargs"] == {"net_arch": [8], "log_std_init": -1.0}
+    assert training.agent.bind().controller.hidden == (8,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": FAMILY}, "Either task or family"),
+        ({"task": "digits-mpl"}, r"Unknown task 'digits-mpl'\. Did you mean 'digits-mlp'"),
+        ({"task": FAMILY}, f"Pass --family {FAMILY}"),
+        ({"task": None, "family": "digits-logreg"}, "Pass --task digits-logreg"),
+        ({"task": None, "family": FAMILY, "num_envs": 1}, "num_envs must be at least 2"),
+        ({"steps": 0}, "steps must be an integer >= 1"),
+        ({"num_envs": -1}, "num_envs must be an integer >= 1"),
+        ({"seed": -1}, "seed must be an integer >= 0"),
+        ({"algorithm": "pppo"}, "Unknown algorithm 'pppo'. Did you mean 'ppo'"),
+        ({"features": ("nonsense",)}, "nonsense"),
+        ({"action": "discrete", "algorithm": "sac"}, "sac needs continuous actions"),
+        ({"action": "relative", "algorithm": "dqn"}, "dqn needs discrete actions"),
+        ({"action": "rate"}, r"needs actions in \[-1, 1\]"),
+        ({"action": '{"kind": "residual", '}, "action must be JSON"),
+        ({"optimizer": "sgdd"}, "Unknown optimizer 'sgdd'"),
+        ({"loss_floor": -1.0}, "loss_floor"),
+        ({"hyperparameters": ("n_step=3",)}, "Unknown hyperparameter of ppo 'n_step'. Did you mean 'n_steps'"),
+        ({"hyperparameters": ("n_steps",)}, "given as name=value"),
+        ({"hyperparameters": ("discount=2",), "algorithm": "ddpg"}, "discount is out of range"),
+        ({"hyperparameters": ("discount=x",), "algorithm": "ddpg"}, "wrong type"),
+        ({"hyperparameters": ("discont=2",), "algorithm": "ddpg"}, "Did you mean 'discount'"),
+        ({"environment": ("horizonn=3",)}, "Did you mean 'horizon'"),
+        ({"scale_rewards": True, "algorithm": "ddpg", "hyperparameters": ()}, "reward_scale"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_begins(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given = options(tmp_path / "output")
+    with pytest.raises((ValueError, TypeError), match=message):
+        Training(TrainingOptions(**{**vars(given), **changes}))
+    assert not (tmp_path / "output").exists()
+
+
+def test_another_training_is_neither_overwritten_nor_resumed(tmp_path: Path) -> None:
+    Training(options(tmp_path, steps=80)).run()
+    with pytest.raises(ValueError, match="Pass --resume"):
+        Training(options(tmp_path))
+    with pytest.raises(ValueError, match=r"begun with seed=0\. Resume it with the same"):
+        Training(options(tmp_path, resume=True, seed=3))
+    longer = Training(options(tmp_path, resume=True, steps=160))
+    assert longer.agent.num_steps_taken == 80
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="damaged"):
+        Training(options(tmp_path, resume=True))
+
+
+def test_wrong_command_lines_exit_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--task", "nonsense", "--output", str(tmp_path)])
+    assert raised.value.code == 2
+    assert "lr-train: Unknown task 'nonsense'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as raised:
+        main(["export", str(tmp_path / "missing.zip")])
+    assert raised.value.code == 2
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    Training(options(tmp_path, tensorboard=True, steps=200)).run()
+    assert list((tmp_path / "tensorboard" / "evaluation").glob("events*"))
+    assert list((tmp_path / "tensorboard").glob("ppo_*/events*"))
+
+
+def command(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    base = ["--task", "digits-logreg", "--horizon", "10", "--num-envs", "8", "--evaluation-trainings", "4", "--evaluation-interval", "400"]
+    program = [sys.executable, "-m", "agents.train", *base, "--output", str(folder), *arguments]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists(), process.communicate()[1].decode()
+
+
+def test_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    process = command(tmp_path / "killed", "--steps", "100000000")
+    wait_for(tmp_path / "killed" / "checkpoint.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the training ended by itself"
+    plan: dict[str, Any] = {"evaluation_interval": 400, "hyperparameters": (), "checkpoint_interval": 100_000}
+    resumed = Training(options(tmp_path / "killed", resume=True, steps=100, **plan))
+    target = resumed.agent.num_steps_taken + 800
+    resumed = Training(options(tmp_path / "killed", resume=True, steps=target, **plan))
+    resumed.run()
+    whole = Training(options(tmp_path / "whole", steps=target, **plan))
+    whole.run()
+    assert resumed.controller_path.read_bytes() == whole.controller_path.read_bytes()
+
+
+@pytest.mark.parametrize("num_processes", ["1", "2"])
+def test_interrupt_stops_cleanly_with_a_result(num_processes: str, tmp_path: Path) -> None:
+    process = command(tmp_path, "--steps", "100000000", "--num-processes", num_processes)
+    wait_for(tmp_path / "checkpoint.safetensors", process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert "Stopped; --resume continues" in output.decode()
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert not record["is_finished"]
+    assert record["steps"] > 0
+    assert load_controller(tmp_path / "controller.safetensors").mdp == MDP()
+
+
+def test_interrupted_before_the_first_evaluation(tmp_path: Path) -> None:
+    """The present controller is the result, but does not count as evaluated."""
+    training = Training(options(tmp_path, evaluation_interval=10_000))
+    training._is_stopping = True
+    training.run()
+    expected = tmp_path / "expected.safetensors"
+    save_controller(expected, training.agent.bind())
+    assert training.controller_path.read_bytes() == expected.read_bytes()
+    assert json.loads(training.record_path.read_text())["history"] == []
+    resumed = Training(options(tmp_path, evaluation_interval=10_000, resume=True))
+    resumed.run()
+    assert len(resumed.record["history"]) == 1
+
+
+def test_exported_model_acts_as_sb3_s(tmp_path: Path) -> None:
+    training = Training(options(tmp_path, algorithm="sac", steps=120))
+    training.run()
+    model: Any = training.agent.model  # type: ignore[attr-defined]
+    model.save(tmp_path / "model.zip")
+    main(["export", str(tmp_path / "model.zip"), "--algorithm", "sac"])
+    bound = load_controller(tmp_path / "model.safetensors")
+    assert isinstance(bound, BoundController)
+    observations = np.random.default_rng(0).uniform(-10, 10, (50, 10)).astype(np.float32)
+    np.testing.assert_allclose(bound.controller.predict(observations)[0], model.predict(observations, deterministic=True)[0], atol=1e-6)
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "model.zip"), "--algorithm", "sac", "--features", "absolute"])
