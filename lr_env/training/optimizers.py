@@ -212,15 +212,16 @@ class Adam(StackedOptimizer):
         return self.beta1
 
     def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        denominator, following = self._moments(gradients, state, steps, momentum)
-        correction = (1 - momentum ** steps.double()).to(gradients.dtype)  # (N, 1), or as the momentum
+        count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
+        denominator, following = self._moments(gradients, state, count, momentum)
+        correction = (1 - momentum**count).to(gradients.dtype)  # (N, 1), or as the momentum
         return following["first_moment"] / denominator / correction, following
 
-    def _moments(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``√v̂ + ε``, and the next moments."""
+    def _moments(self, gradients: Tensor, state: dict[str, Tensor], count: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``√v̂ + ε``, and the next moments, at step ``count (N, 1)``, float64."""
         first = _averaged(state["first_moment"], gradients, momentum)
         second = _averaged_squares(state["second_moment"], gradients, self.beta2)
-        correction = (1 - self.beta2 ** steps.double()).sqrt().to(gradients.dtype)  # a float32 power would lose the digits of 1 − β₂ᵗ
+        correction = (1 - self.beta2**count).sqrt().to(gradients.dtype)
         return second.sqrt() / correction + self.epsilon, {"first_moment": first, "second_moment": second}
 
 
@@ -248,8 +249,8 @@ class NAdamW(AdamW):
         return {**super().initial_state(parameters), "bias_correction": torch.zeros_like(parameters)}
 
     def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        denominator, following = self._moments(gradients, state, steps, momentum)
         count = steps.double()
+        denominator, following = self._moments(gradients, state, count, momentum)
         mu, mu_next = (momentum * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (count, count + 1))
         ones = torch.ones_like(gradients)
         correction = following["bias_correction"] = _averaged(state["bias_correction"], ones, mu)  # 1 − μ (1 − c) = μ c + (1 − μ)
