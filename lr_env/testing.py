@@ -263,6 +263,13 @@ def _check_examples(task: Task, findings: _Findings) -> None:
             findings.require(
                 is_right, f"The metric {task.metric.name!r} must return one value per example, {expected}, not their mean, but returned {given}."
             )
+            if is_right and task.metric.summary is not None:
+                summary = task.metric.summary(values.double().reshape(len(inputs), -1).mean(0).expand(2, -1))
+                findings.require(
+                    summary.shape == (2,),
+                    f"The summary of metric {task.metric.name!r} must turn means (N, K) of N models into N numbers, "
+                    f"but returned {tuple(summary.shape)} for 2 models.",
+                )
 
 
 def _check_splits(task: Task, findings: _Findings) -> None:

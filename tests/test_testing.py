@@ -203,6 +203,7 @@ def changes_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, targets.clamp_(max=1), reduction="none")
 
 
+BAD_SUMMARY = Metric("error", lambda outputs, targets: (outputs.argmax(1) != targets).float(), lambda means: means.mean())
 MEAN_ACCURACY = Metric("accuracy", lambda outputs, targets: (outputs.argmax(1) == targets).float().mean())
 
 BROKEN: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -228,6 +229,7 @@ BROKEN: list[tuple[str, dict[str, Any], list[str]]] = [
     ("not differentiable", {"model": AllZero, "loss": kinked}, ["first gradient is not finite", "square roots"]),
     ("flat", {"model": AllZero, "loss": flat}, ["gradient is zero in all parameters", "detach()"]),
     ("metric", {"metric": MEAN_ACCURACY}, ["metric 'accuracy' must return one value per example, (102,)", "returned ()"]),
+    ("summary", {"metric": BAD_SUMMARY}, ["summary of metric 'error' must turn means (N, K)", "returned () for 2 models"]),
     ("batch norm without statistics", {"model": lambda: batch_norm(track_running_stats=False)}, ["do not accept a single example"]),
     ("uphill", {"model": WrongGradient}, ["does not lower the loss within 20 steps", "gradcheck"]),
     ("numpy()", {"model": CountsOutsideOfTensors}, ["single environment trains otherwise than a plain PyTorch loop", "without numpy()"]),
@@ -339,8 +341,11 @@ def dropout() -> nn.Module:
 
 REMARKS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("unused", {"model": Unused}, ["'spare.weight', 'spare.bias' never had a gradient"]),
-    ("no validation data", {"validation_fraction": 0.0}, ['no validation data: reward_on="validation"']),
-    ("no test data", {"test_fraction": 0.0}, ["no test data: benchmarks"]),
+    (
+        "empty splits",
+        {"validation_fraction": 0.0, "test_fraction": 0.0},
+        ['no validation data: reward_on="validation"', "no test data: benchmarks"],
+    ),
     ("batch norm", {"model": batch_norm}, ["depends on the others of its minibatch, as with BatchNorm"]),
     ("centred", {"model": Centred}, ["depends on the others of its minibatch", "In evaluation, an example's output depends on the others"]),
     ("convolution", {"model": convolution}, ["(engine: looped): its convolutions are faster"]),
