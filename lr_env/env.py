@@ -37,10 +37,11 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     ## Observation space
 
-    ``Box(-10, 10, (F,), float32)``, one entry per feature in the order given. All logarithms are base 10, all features are clipped to
+    ``Box(-10, 10, (G · F,), float32)``: the F features in the order given, of the first parameter group, then of the second, and so on; G is
+    1 unless ``lr_groups`` says otherwise. All logarithms are base 10, all features are clipped to
     ±10 and need no further normalisation. ℓ: minibatch loss; b: its lower bound (0 for classification); g: gradient; u: direction; w:
     weights; η: rate in force (the last one applied; before the first decision the initial one); T: horizon; EMA₅: exponential moving
-    average over 5 SGD steps.
+    average over 5 SGD steps. With several groups g, u, w, η, μ and a are the group's own, and all else is the training's.
 
     | Feature | Formula | Typical range | Unit |
     |---|---|---|---|
@@ -57,12 +58,40 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``relative_update`` | log(η ‖u‖ / ‖w‖) | −5 to 1 | decades |
     | ``progress`` | t / T | 0 to 1 | 1 |
     | ``log_horizon`` | log(T) / 4 | 0 to 1 | 4 decades |
+    | ``momentum`` | −log(1 − μ), μ: momentum or β₁ in force | 0 to 2 | decades |
+    | ``minibatch_loss`` | ℓ | 0 to 10 | the loss's |
+    | ``predictive_change`` | log Var_i(η ⟨g_i, u⟩), i: examples of the minibatch | −8 to 2 | decades |
+    | ``predictive_change_mean`` | m ← 0.9 m + 0.1 x, x = predictive_change | −8 to 2 | decades |
+    | ``predictive_change_uncertainty`` | v ← 0.9 v + 0.1 (x − m)², 0 at first | 0 to 2 | decades² |
+    | ``disagreement`` | log Var_i(ℓ_i) | −6 to 2 | decades |
+    | ``disagreement_mean`` | m ← 0.9 m + 0.1 x, x = disagreement | −6 to 2 | decades |
+    | ``disagreement_uncertainty`` | v ← 0.9 v + 0.1 (x − m)², 0 at first | 0 to 2 | decades² |
+    | ``alignment`` | mean_j sign(u_j · u₋₁_j), j: weights; 0 at first | −1 to 1 | 1 |
+    | ``log_validation_loss`` | log(ℓ_V − b), V: four minibatches' worth of the validation split, fixed | −4 to 1 | decades |
+    | ``log_prediction_variance`` | log Var(f(V; w)), f: outputs in evaluation mode | −4 to 2 | decades |
+    | ``log_prediction_change_variance`` | log Var(f(V; w) − f(V; w₋₁)), −10 at first | −8 to 1 | decades |
+    | ``output_weight_mean`` | mean_j W_j, W: weights of the output layer | −1 to 1 | 1 |
+    | ``log_output_weight_variance`` | log Var_j(W_j) | −4 to 0 | decades |
+    | ``relative_loss_deviation`` | std(ℓ) / mean(ℓ) over 20 steps | 0 to 1 | 1 |
+    | ``loss_average_gap`` | (s − l) / l, s ← 0.9 s + 0.1 ℓ, l ← 0.99 l + 0.01 ℓ | −1 to 1 | 1 |
+    | ``log_base_rate`` | log of the action's base rate; of η without one | −6 to 2 | decades |
+    | ``previous_action`` | a₋₁, 0 at first | −1 to 1 | 1 |
+    | ``depth`` | group / (G − 1), 0 for G = 1 | 0 to 1 | 1 |
+    | ``log_weight_norm`` | log ‖w‖ | −2 to 3 | decades |
+    | ``gradient_norm_change`` | log ‖g‖ − log ‖g₋₁‖, 0 at first | −1 to 1 | decades |
 
     ``features="scale_free"`` (default): ``predicted_decrease``, ``relative_update``, ``loss_ratio``, ``loss_trend``,
     ``loss_trend_of_horizon``, ``gradient_cosine``, ``gradient_cosine_average``, ``gradient_norm_ratio``, ``progress``,
     ``log_horizon``; a loss multiplied by a constant gives the same observations wherever the rates compensate for it.
     ``features="absolute"``: ``log_loss``, ``loss_trend``, ``loss_ratio``, ``log_gradient_norm``, ``gradient_cosine``, ``log_rate``,
-    ``progress``. A list of feature and set names is accepted too.
+    ``progress``. A list of feature and set names is accepted too. Published state vectors, as far as they are known, with positive
+    quantities as logarithms: ``"xu2017"`` (Xu et al. 2017, arXiv 1705.11159): ``minibatch_loss``. ``"daniel2016"`` (Daniel et al. 2016):
+    ``predictive_change``, ``disagreement``, the mean and uncertainty of each, ``alignment``; it takes the gradients of single examples,
+    and so refuses models with batch normalisation or dropout. ``"xu2019"`` (Xu et al. 2019, arXiv 1909.09712): ``log_loss``, ``log_validation_loss``,
+    ``log_prediction_variance``, ``log_prediction_change_variance``, ``output_weight_mean``, ``log_output_weight_variance``, ``log_rate``; it
+    takes a forward pass on validation examples at each step. ``"solar2026"`` (SOLAR 2026): ``progress``, ``log_loss``, ``relative_loss_deviation``,
+    ``loss_average_gap``, ``log_base_rate``, ``log_gradient_norm``, ``previous_action``, ``depth``, ``log_weight_norm``, ``gradient_norm_change``.
+    What no feature asks for is not computed.
 
     ## Action space
 
@@ -75,6 +104,10 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``"rate"`` | ``Box(0, inf, (1,), float64)`` | the action itself; for schedules |
 
     Options go into a mapping: ``action={"kind": "residual", "base": "cosine"}``. All but ``"rate"`` are clipped to the rate range.
+
+    With G parameter groups (``lr_groups``) the action has one entry for each, in the groups' order: ``Box(-1, 1, (G,))``; ``"discrete"`` needs
+    G = 1. ``env.unwrapped.parameter_groups`` names the parameters of each group. With ``control_momentum=True`` G more entries follow, the
+    momentum (or β₁) of each group: entry a is μ = 1 − 10^(−1 − a), from 0 through 0.9 to 0.99; with ``"rate"`` it is μ itself.
 
     ## Rewards
 
@@ -103,6 +136,9 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     - Divergence: the loss is not finite, or ℓ − b > ``divergence`` = 20 times its first value: ``terminated``; Φ goes to its upper
       bound, so that a diverged return is the worst there is; ``info["diverged"]`` is True.
+      With ``circuit_breaker`` no training diverges: where ℓ − b > ``threshold`` = 1.5 times its average over ``time_constant`` = 10 SGD steps
+      without a jump, the training goes back to its last safe state (ℓ − b not above the average), and the reward is the change of
+      Φ less ``penalty`` = 1; ``info["rolled_back"]`` is True. The data go on and the step counts (SOLAR 2026).
     - After ``horizon`` SGD steps: ``terminated`` where ``progress`` is observed (the end is part of the state), else ``truncated``.
 
     ## Arguments
@@ -116,6 +152,9 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``steps_per_action`` | 1 | SGD steps that share one decision |
     | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov, AdaGrad 1e-5, 10, 0.01; RMSprop, Adam, AdamW, NAdamW 1e-6, 1, 1e-3; Lion 1e-7, 0.1, 1e-4 | rate range and start |
     | ``initial_rate_decades`` | 0 | random offset of the start, decades |
+    | ``lr_groups`` | ``"global"`` | parameter groups with rates of their own: ``"layer"`` (one for each module with parameters), ``"tensor"`` (one for each parameter), or lists of parameter names |
+    | ``control_momentum`` | False | the action chooses the momentum or β₁ too |
+    | ``circuit_breaker`` | False | True, or a mapping with ``threshold``, ``penalty``, ``time_constant``: undoes steps that make the loss jump, see above |
     | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
     | ``variant`` | 0 | which variant of a family is trained |
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
@@ -130,8 +169,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     ## Information
 
-    Both ``reset`` and ``step`` return ``loss`` (ℓ at the observation), ``learning_rate`` (the last one applied), ``step`` (SGD steps
-    so far) and ``diverged``. ``reset`` takes no ``options``.
+    Both ``reset`` and ``step`` return ``loss`` (ℓ at the observation), ``learning_rate`` (the last one applied; an array ``(G,)`` where G > 1), ``step``
+    (SGD steps so far) and ``diverged``; with a circuit breaker ``rolled_back`` too. ``reset`` takes no ``options``.
 
     ## Beyond Gymnasium
 
@@ -159,6 +198,9 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         lr_max: float | None = None,
         initial_rate: float | None = None,
         initial_rate_decades: float = 0.0,
+        lr_groups: str | Sequence[Sequence[str]] = "global",
+        control_momentum: bool = False,
+        circuit_breaker: bool | Mapping[str, Any] = False,
         variant: int = 0,
         gradients: Engine = "auto",
         dtype: str = "float32",
@@ -169,7 +211,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
-        mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades)
+        rates = lr_min, lr_max, initial_rate, initial_rate_decades, lr_groups, control_momentum, circuit_breaker
+        mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, *rates)
         self.render_mode = render_mode
         self.episodes = Episodes(find_family(task).variant(variant), 1, mdp, horizon, Execution(gradients, dtype, compile, device, num_threads))
         self.observation_space, self.action_space = self.episodes.observation_space, self.episodes.action_space
@@ -181,6 +224,11 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     def mdp(self) -> MDP:
         """The decision process, as saved with a controller."""
         return self.episodes.mdp
+
+    @property
+    def parameter_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the parameters of each group, ``(G,)``."""
+        return self.episodes.parameter_groups
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts a training: the first of ``seed``, or without a seed the next one.
@@ -245,7 +293,11 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self._state, self._history = state["state"], list(state["history"])
 
     def _info(self, outcome: Outcome) -> dict[str, Any]:
-        loss, rate = float(outcome.losses[0]), float(outcome.rates[0, 0])
+        loss, rates = float(outcome.losses[0]), outcome.rates[0]
         if self.render_mode is not None:
-            self._history.append((loss, rate))
-        return {"loss": loss, "learning_rate": rate, "step": int(outcome.steps[0]), "diverged": bool(outcome.diverged[0])}
+            self._history.append((loss, float(rates[0])))
+        rate = float(rates[0]) if len(rates) == 1 else rates.copy()
+        info = {"loss": loss, "learning_rate": rate, "step": int(outcome.steps[0]), "diverged": bool(outcome.diverged[0])}
+        if self.mdp.circuit_breaker is not False:
+            info["rolled_back"] = bool(outcome.rolled_back[0])
+        return info

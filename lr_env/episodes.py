@@ -19,15 +19,12 @@ from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.seeding import Streams
 from lr_env.tasks import FamilySpecification, Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
-from lr_env.training import Evaluation, Population, make_optimizer
+from lr_env.training import Evaluation, Population, draw_subset, make_optimizer
 from lr_env.training.gradients import Engine
 from lr_env.training.population import State
 
-SUBSET_SEED = 0
-"""Seed of the reference and validation subsets: the same for all trainings of a task."""
-
-SUBSET_BATCHES = 4
-"""Minibatches whose number of examples these subsets have by default."""
+NUM_REPORTED = 4
+"""Rows at the end of a process's table that a step reports: loss, reward, diverged, rates."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ class Outcome:
         losses: Minibatch losses at the observation, ``(N,)``.
         rates: Rates last applied, ``(N, G)``.
         steps: SGD steps made, ``(N,)``.
+        rolled_back: Whose step the circuit breaker has undone, ``(N,)``.
     """
 
     observations: np.ndarray
@@ -75,6 +73,7 @@ class Outcome:
     losses: np.ndarray
     rates: np.ndarray
     steps: np.ndarray
+    rolled_back: np.ndarray
 
     @property
     def ended(self) -> np.ndarray:
@@ -88,7 +87,7 @@ class Outcome:
 
     def without_events(self) -> Outcome:
         """Where all members are, with nothing having happened to them."""
-        nothing = {name: np.zeros_like(getattr(self, name)) for name in ("rewards", "terminated", "truncated", "diverged")}
+        nothing = {name: np.zeros_like(getattr(self, name)) for name in ("rewards", "terminated", "truncated", "diverged", "rolled_back")}
         return replace(self, **nothing)
 
     def write(self, members: np.ndarray, other: Outcome) -> None:
@@ -102,7 +101,7 @@ class _Pass:
     """What one pass is to do.
 
     Attributes:
-        actions: ``(N, G)``.
+        actions: ``(N, A)``.
         deciding: Whose action is taken, booleans ``(N,)``, or None for all; the others keep their rates.
         running: Who takes a step, booleans ``(N,)``, or None for all; the others get their first gradient.
         begins: Whether the gradient may be somebody's first.
@@ -116,6 +115,55 @@ class _Pass:
     begins: bool
     inputs: Tensor | None = None
     targets: Tensor | None = None
+
+
+class SafeStates:
+    """What the circuit breaker goes back to.
+
+    Args:
+        num_members: N.
+
+    Attributes:
+        averages: Of ℓ − b over the steps without a jump, ``(N,)``.
+    """
+
+    def __init__(self, num_members: int) -> None:
+        self.averages = np.zeros(num_members)
+        self._state: State = {}
+        self._table: Array = None
+
+    def keep(self, members: np.ndarray, state: State, table: Array) -> None:
+        """Takes the present state and columns of members ``(K,)`` for safe."""
+        if not self._state:
+            self._state, self._table = {name: value.clone() for name, value in state.items()}, 1 * table
+        else:
+            _copy(members, state, self._state)
+            self._table[..., members] = table[..., members]
+
+    def restore(self, members: np.ndarray, state: State, table: Array) -> None:
+        """Puts members ``(K,)`` back to their safe states, in place."""
+        _copy(members, self._state, state)
+        table[..., members] = self._table[..., members]
+
+    def get_state(self, members: np.ndarray) -> dict[str, Any]:
+        """Everything that is kept of members ``(K,)``."""
+        rows = torch.from_numpy(members)
+        tensors = {name: value[rows] for name, value in self._state.items()}
+        return {"averages": self.averages[members], "tensors": tensors, "table": self._table[..., members]}
+
+    def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
+        """Restores what :meth:`get_state` returned into members ``(K,)``."""
+        self.averages[members] = state["averages"]
+        rows = torch.from_numpy(members)
+        for name, value in self._state.items():
+            value[rows] = state["tensors"][name]
+        self._table[..., members] = state["table"]
+
+
+def _copy(members: np.ndarray, source: State, target: State) -> None:
+    rows = torch.from_numpy(members)
+    for name, value in target.items():
+        value[rows] = source[name][rows]
 
 
 class Episodes:
@@ -156,6 +204,8 @@ class Episodes:
             num_members,
             optimizer,
             signals=needs,
+            lr_groups=mdp.lr_groups,
+            controls_momentum=mdp.control_momentum,
             gradients=execution.gradients,
             dtype=execution.dtype,
             compile=execution.compile,
@@ -163,15 +213,16 @@ class Episodes:
         )
         # On a GPU, or compiled, a decision is one graph; else the process is faster on NumPy's arrays.
         self._is_fused = execution.compile or self.population.device.type != "cpu"
-        self.process = mdp.begin(1, self.horizon, variant.loss_lower_bound, self.population.device if self._is_fused else None)
-        self._num_reported = 3 + self.process.num_groups  # rows at the end of the table: loss, reward, diverged, rates
+        device = self.population.device if self._is_fused else None
+        self.process = mdp.begin(len(self.population.groups), self.horizon, variant.loss_lower_bound, device)
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.table = self.process.initial(num_members)
         self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
         self._graph: Any = None
+        self._safe = SafeStates(num_members) if self.process.circuit_breaker else None
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
-        self._subset = self._draw_subset()
+        self._subset = draw_subset(variant, self._subset_split, self.process.reward.subset_size)
 
     @property
     def mdp(self) -> MDP:
@@ -181,8 +232,13 @@ class Episodes:
     @property
     def losses(self) -> np.ndarray:
         """Minibatch losses at the last observation, ``(N,)``."""
-        losses: np.ndarray = _to_numpy(self.table[-self._num_reported]).copy()
+        losses: np.ndarray = _to_numpy(self.table[-NUM_REPORTED, 0]).copy()
         return losses
+
+    @property
+    def parameter_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the parameters of each group, ``(G,)``."""
+        return self.population.groups.names
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -214,13 +270,14 @@ class Episodes:
             streams.append(Streams(self.seeds[member], int(self.episode[member])))
         self.population.restart(members, streams)
         noise = [stream.noise for stream in streams] if self.mdp.initial_rate_decades else None
-        self.table[:, members] = self.process.initial(len(members), noise)
+        self.table[..., members] = self.process.initial(len(members), noise)
 
     def begin(self, members: np.ndarray) -> Outcome:
         """Takes the first gradient of restarted members ``(K,)``."""
         nobody = np.zeros(self.num_members, bool)
         with _Threads(self.num_threads):
-            outcome = self._compute(_Pass(np.zeros((self.num_members, 1)), nobody, nobody, True, *self._batches_to_reward()), members)
+            nothing = np.zeros((self.num_members, self.process.num_actions))
+            outcome = self._compute(_Pass(nothing, nobody, nobody, True, *self._batches_to_reward()), members)
             self._begin_potential(members)
         return outcome
 
@@ -228,7 +285,7 @@ class Episodes:
         """One decision: the chosen rate is applied to the gradient at hand, and for ``steps_per_action − 1`` steps more.
 
         Args:
-            actions: Parsed actions ``(N, G)``.
+            actions: Parsed actions ``(N, A)``.
             members: Members ``(K,)`` that act; None for all.
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
@@ -250,18 +307,21 @@ class Episodes:
         """Everything that determines the future of members ``(K,)``."""
         return {
             "population": self.population.get_state(members),
-            "table": self.table[:, members],
+            "table": self.table[..., members],
             "seeds": [self.seeds[member] for member in members],
             "episode": self.episode[members],
+            "safe": None if self._safe is None else self._safe.get_state(members),
         }
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         self.population.set_state(state["population"], members)
-        self.table[:, members] = state["table"]
+        self.table[..., members] = state["table"]
         for member, seed in zip(members, state["seeds"], strict=True):
             self.seeds[member] = seed
         self.episode[members] = state["episode"]
+        if self._safe is not None:
+            self._safe.set_state(state["safe"], members)
 
     def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
         """The rest of a decision's steps, at the same rate; adds to its outcome."""
@@ -272,7 +332,7 @@ class Episodes:
                 return
             latest = self._step_once(actions, nobody, running, None)
             outcome.rewards += latest.rewards
-            for name in ("terminated", "truncated", "diverged"):
+            for name in ("terminated", "truncated", "diverged", "rolled_back"):
                 setattr(outcome, name, getattr(outcome, name) | getattr(latest, name))
             for name in ("observations", "losses", "rates", "steps"):
                 setattr(outcome, name, getattr(latest, name))
@@ -287,6 +347,8 @@ class Episodes:
         outcome = self._compute(work, computed)
         if restarting is not None:
             self._begin_potential(restarting)
+        if self._safe is not None:
+            self._roll_back(self._safe, outcome, np.ones(self.num_members, bool) if running is None else running)
         ended = outcome.steps >= self.horizon
         if running is not None:
             ended &= running
@@ -309,20 +371,20 @@ class Episodes:
         make_pass = self._pass_fused if self._is_fused else self._pass
         if computed is None or len(computed) == self.num_members:
             observations = make_pass(work)
-            reported = _to_numpy(self.table[-self._num_reported :]).copy()
+            reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
         else:
             others = ~_mask(computed, self.num_members)
             kept = self._to_table(others)
-            before = self.table[:, kept]
+            before = self.table[..., kept]
             with self.population.others_kept(computed):
                 make_pass(work)
-            self.table[:, kept] = before
+            self.table[..., kept] = before
             observations = self.process.observation(self.table)
-            reported = _to_numpy(self.table[-self._num_reported :]).copy()
-            reported[1:3, others] = 0  # the others' last reward and divergence
-        losses, rewards, diverged = reported[:3]
+            reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
+            reported[1:3, :, others] = 0  # the others' last reward and divergence
+        losses, rewards, diverged = reported[:3, 0]
         nobody = np.zeros(self.num_members, bool)
-        return Outcome(_to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3:].T, self.population.steps.copy())
+        return Outcome(_to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3].T, self.population.steps.copy(), nobody)
 
     def _pass(self, work: _Pass) -> Array:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)``."""
@@ -357,8 +419,8 @@ class Episodes:
     ) -> tuple[State, Tensor, Tensor]:
         following: State = {}
 
-        def train(rates: Tensor) -> Tensor:
-            next_state, signals = self.population.transition(state, steps, rates, *batch)
+        def train(rates: Tensor, momenta: Tensor | None) -> Tensor:
+            next_state, signals = self.population.transition(state, steps, rates, momenta, *batch)
             following.update(next_state)
             return signals
 
@@ -376,7 +438,7 @@ class Episodes:
         actions: Array,
         deciding: Array | None,
         running: Array | None,
-        train: Callable[[Array], Array],
+        train: Callable[[Array, Array | None], Array],
         losses_after: Callable[[], Array] | None,
         begins: bool = True,
     ) -> None:
@@ -384,17 +446,17 @@ class Episodes:
 
         Args:
             record: Of the process.
-            actions: ``(G, N)``.
+            actions: ``(A, N)``.
             deciding: Whose action is taken, booleans ``(N,)``, or None for all; the others keep their rates.
             running: Who takes a step, booleans ``(N,)``, or None for all; the others get their first gradient.
-            train: Makes the SGD step with rates ``(N, G)`` and returns its signals ``(R, N)``.
+            train: Makes the SGD step with rates ``(N, G)``, and momenta ``(N, G)`` or None, and returns its signals ``(R, G, N)``.
             losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
             begins: Whether the gradient may be somebody's first.
         """
         process, library = self.process, namespace(actions)
         process.act(record, actions, deciding)
-        rates = record["rates"] if running is None else library.where(running, record["rates"], 0.0)
-        process.observe(record, train(rates.T), begins)
+        rates = record["rates"][0] if running is None else library.where(running, record["rates"][0], 0.0)
+        process.observe(record, train(rates.T, record["momentum"][0].T if process.mdp.control_momentum else None), begins)
         diverged = process.has_diverged(record)
         if running is not None:
             diverged &= running
@@ -414,10 +476,38 @@ class Episodes:
 
     def _begin_potential(self, members: np.ndarray) -> None:
         losses = self.losses if self.process.reward.source == "same_batch" else self._subset_losses()
-        columns = self.table[:, members]  # a copy
+        columns = self.table[..., members]  # a copy
         with np.errstate(all="ignore"):
-            self.process.begin_potential(self.process.record(columns), self._to_table(losses[None, members]))
-        self.table[:, members] = columns
+            self.process.begin_potential(self.process.record(columns), self._to_table(losses[members]))
+        self.table[..., members] = columns
+        if self._safe is not None:
+            self._safe.averages[members] = self.losses[members] - self.lower_bounds[members]
+            self._safe.keep(members, self.population.state, self.table)
+
+    def _roll_back(self, safe: SafeStates, outcome: Outcome, running: np.ndarray) -> None:
+        """The circuit breaker: those whose loss has jumped go back to their last safe state; the others' states are kept where they are safe."""
+        breaker, process, excess = self.process.circuit_breaker, self.process, outcome.losses - self.lower_bounds
+        assert breaker is not None
+        jumped = running & ~(excess <= breaker.threshold * safe.averages)
+        calm = running & ~jumped
+        is_safe = calm & (excess <= safe.averages)
+        safe.averages[calm] += (excess - safe.averages)[calm] / breaker.time_constant
+        safe.keep(np.flatnonzero(is_safe), self.population.state, self.table)
+        if not jumped.any():
+            return
+        members = np.flatnonzero(jumped)
+        spoilt = _to_numpy(process.record(self.table)["potential"][0, 0, members])
+        safe.restore(members, self.population.state, self.table)
+        columns = self.table[..., members]  # a copy
+        record = process.record(columns)
+        record["age"][:] = self._to_table(outcome.steps[members].astype(np.float64))
+        record["progress"][:] = record["age"] / self.horizon
+        self.table[..., members] = columns
+        outcome.rewards[members] += spoilt - _to_numpy(record["potential"][0, 0]) - breaker.penalty
+        outcome.observations[members] = _to_numpy(process.observation(columns))
+        outcome.losses[members], outcome.rates[members] = _to_numpy(record["loss"][0, 0]), _to_numpy(record["rates"][0].T)
+        outcome.diverged = outcome.diverged & ~jumped
+        outcome.rolled_back = jumped
 
     def _pay_due(self, outcome: Outcome, running: np.ndarray) -> None:
         """Pays the running members for whom an evaluation is due since the last decision."""
@@ -430,16 +520,11 @@ class Episodes:
         """Pays some the reduction of their potential on the subset since it was last taken."""
         record = self.process.record(self.table)
         with np.errstate(all="ignore"):
-            self.process.pay(record, self._to_table(self._subset_losses()[None]), self._to_table(paid))
-        outcome.rewards += _to_numpy(record["reward"])[0]
+            self.process.pay(record, self._to_table(self._subset_losses()), self._to_table(paid))
+        outcome.rewards += _to_numpy(record["reward"])[0, 0]
 
     def _subset_losses(self) -> np.ndarray:
         return self.population.evaluate(self._subset_split, self._subset).losses
-
-    def _draw_subset(self) -> np.ndarray:
-        task = self.family.variants[0]
-        size, wanted = len(task.data.split(self._subset_split)), self.process.reward.subset_size or SUBSET_BATCHES * task.batch_size
-        return np.arange(size) if wanted >= size else np.sort(np.random.default_rng(SUBSET_SEED).choice(size, wanted, replace=False))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graph": None, "_record": None}  # a graph and views: made anew

@@ -77,12 +77,22 @@ class EpisodeGroups:
         groups: Episodes, and which members ``(K,)`` of the whole they are.
         mdp: The decision process of all.
         variants: Each member's variant, ``(N,)``.
+
+    Raises:
+        ValueError: If the members' models differ in their number of parameter groups.
     """
 
     def __init__(self, groups: Sequence[tuple[Episodes | EpisodeGroups | RemoteEpisodes, np.ndarray]], mdp: MDP, variants: np.ndarray) -> None:
         self._groups, self._variants, self.mdp = list(groups), variants, mdp
         self.num_members = len(variants)
-        process = mdp.begin(1, 1, 0.0)  # for its spaces alone
+        self.parameter_groups: tuple[tuple[str, ...], ...] = self._groups[0][0].parameter_groups
+        counts = sorted({len(episodes.parameter_groups) for episodes, _ in self._groups})
+        if len(counts) > 1:
+            raise ValueError(
+                f"lr_groups={mdp.lr_groups!r} makes {' or '.join(map(str, counts))} parameter groups of the family's models, but observations "
+                "and actions of one vector environment have one shape. Use lr_groups='global', or one variant: variant=j."
+            )
+        process = mdp.begin(counts[0], 1, 0.0)  # for its spaces alone
         self.observation_space, self.action_space, self._parse_actions = process.observation_space, process.action_space, process.parse_actions
         self.lower_bounds, self.horizons = np.zeros(self.num_members), np.zeros(self.num_members, np.int64)
         for episodes, members in self._groups:
@@ -218,7 +228,7 @@ class RemoteEpisodes:
         self._process = multiprocessing.Process(target=_serve, args=(other, self._connection, arguments), daemon=True)
         self._process.start()
         other.close()
-        self.lower_bounds, self.horizons = self.receive()
+        self.lower_bounds, self.horizons, self.parameter_groups = self.receive()
 
     def send(self, method: str, arguments: tuple[Any, ...]) -> None:
         """Has a method of the episodes called; :meth:`receive` waits for its result."""
@@ -262,7 +272,7 @@ def _serve(connection: Connection, other: Connection, arguments: CloudpickleWrap
     torch.set_num_threads(1)
     try:
         episodes: Any = arguments()
-        connection.send((True, (episodes.lower_bounds, episodes.horizons)))
+        connection.send((True, (episodes.lower_bounds, episodes.horizons, episodes.parameter_groups)))
     except Exception as error:
         connection.send((False, error))
         return

@@ -57,6 +57,9 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         lr_max: float | None = None,
         initial_rate: float | None = None,
         initial_rate_decades: float = 0.0,
+        lr_groups: str | Sequence[Sequence[str]] = "global",
+        control_momentum: bool = False,
+        circuit_breaker: bool | Mapping[str, Any] = False,
         variant: int | None = None,
         gradients: Engine = "auto",
         dtype: str = "float32",
@@ -71,7 +74,8 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         _refuse(unknown)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', but {render_mode!r} was given.")
-        mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, lr_min, lr_max, initial_rate, initial_rate_decades)
+        rates = lr_min, lr_max, initial_rate, initial_rate_decades, lr_groups, control_momentum, circuit_breaker
+        mdp = MDP(optimizer, features, action, reward, reward_on, steps_per_action, *rates)
         self.num_envs = positive_integer("num_envs", num_envs)
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -89,6 +93,11 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def mdp(self) -> MDP:
         """The decision process, as saved with a controller."""
         return self.episodes.mdp
+
+    @property
+    def parameter_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the parameters of each group, ``(G,)``; of member 0, where members' models differ."""
+        return self.episodes.parameter_groups
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts trainings.
@@ -208,7 +217,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             final_observations[member] = observations[member].copy()
         final_info = {}
         for name, values in info.items():
-            final_info[name] = np.where(self._ended, values, np.zeros_like(values))
+            final_info[name] = np.where(self._ended if values.ndim == 1 else self._ended[:, None], values, np.zeros_like(values))
         self.episodes.restart(ended, [None] * len(ended))
         for member in ended:
             self._histories[member] = []
@@ -220,19 +229,22 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
     def _info(self, members: np.ndarray | None, outcome: Outcome, recorded: np.ndarray | None = None) -> dict[str, Any]:
         """The information of members ``(K,)``, or all; ``recorded`` are those whose history goes on, if not all of these."""
-        losses, rates = outcome.losses, outcome.rates[:, 0]
+        losses, rates = outcome.losses, outcome.rates
         if self.render_mode is not None:
             everyone = np.arange(self.num_envs) if members is None else members
             for member in everyone if recorded is None else recorded:
-                self._histories[member].append((float(losses[member]), float(rates[member])))
-        values = {"loss": losses, "learning_rate": rates.copy(), "step": outcome.steps, "diverged": outcome.diverged}
+                self._histories[member].append((float(losses[member]), float(rates[member, 0])))
+        values = {"loss": losses, "learning_rate": (rates[:, 0] if rates.shape[1] == 1 else rates).copy(), "step": outcome.steps}
+        values["diverged"] = outcome.diverged
+        if self.mdp.circuit_breaker is not False:
+            values["rolled_back"] = outcome.rolled_back
         info: dict[str, Any] = {}
         for name, value in values.items():
             if members is None:
                 info[name], info[f"_{name}"] = value, np.ones(self.num_envs, bool)
             else:
                 mask = np.isin(np.arange(self.num_envs), members)
-                info[name], info[f"_{name}"] = np.where(mask, value, np.zeros_like(value)), mask
+                info[name], info[f"_{name}"] = np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value)), mask
         return info
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

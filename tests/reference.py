@@ -55,6 +55,8 @@ TORCH_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "lion": partial(Lion, lr=1.0),
 }
 
+OWN_MOMENTA = {"sgd": 0.0, "momentum": 0.9, "nesterov": 0.9, "adagrad": 0.0, "rmsprop": 0.0, "adam": 0.9, "adamw": 0.9, "nadamw": 0.9, "lion": 0.9}
+
 
 @dataclass
 class Training:
@@ -65,9 +67,30 @@ class Training:
     gradients: list[np.ndarray] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
     models: list[nn.Module] = field(default_factory=list)
+    example_losses: list[list[float]] = field(default_factory=list)
+    example_gradients: list[list[np.ndarray]] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
+
+    def look_closer(self, task: Task, inputs: Tensor, targets: Tensor) -> None:
+        """Records what needs more than the minibatch's own gradient, of the present model; for splits of at most four minibatches."""
+        losses, gradients, parameters = [], [], list(self.model.parameters())
+        for i in range(len(inputs)):
+            loss = task.loss(self.model(inputs[i : i + 1]), targets[i : i + 1]).mean()
+            losses.append(loss.item())
+            gradients.append(flat(torch.autograd.grad(loss, parameters)))
+        validation = task.data.split("validation")
+        self.example_losses.append(losses)
+        self.example_gradients.append(gradients)
+        self.validation_losses.append(mean_loss(task, self.model, validation.inputs, validation.targets))
+        with torch.no_grad():
+            self.predictions.append(self.model.eval()(validation.inputs.to(parameters[0].dtype)).numpy())
+        self.model.train()
 
 
-def train(task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd", dtype: torch.dtype = torch.float64) -> Training:
+def train(
+    task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd", dtype: torch.dtype = torch.float64, looks_closer: bool = False
+) -> Training:
     """The loop that anybody would write with ``torch.optim``."""
     batches = task.batches(seed)
     with preserved_global_generators():
@@ -85,6 +108,8 @@ def train(task: Task, seed: int, rates: Sequence[float], optimizer: str = "sgd",
             history.weights.append(flat(parameter for parameter in model.parameters()))
             history.gradients.append(flat(gradient_of(parameter) for parameter in model.parameters()))
             history.models.append(copy.deepcopy(model))
+            if looks_closer:
+                history.look_closer(task, inputs.to(dtype), targets)
             if rate is not None:
                 stepper.param_groups[0]["lr"] = rate
                 stepper.step()
@@ -146,34 +171,77 @@ def average(values: Sequence[float], time_constant: float) -> float:
     return result
 
 
-def features(history: Training, rates: Sequence[float], optimizer: str, horizon: int, lower_bound: float = 0.0) -> list[dict[str, float]]:
+def features(task: Task, history: Training, rates: Sequence[float], optimizer: str, horizon: int) -> list[dict[str, float]]:
     """All features at w_0, …, w_T from the whole history; ``rates[0]`` is the initial rate, ``rates[t + 1]`` the one applied at step t."""
+    lower_bound, norm = task.loss_lower_bound, np.linalg.norm
     units = directions(history.gradients, optimizer, history.weights)
     excess = [loss - lower_bound for loss in history.losses]
-    logs = [float(np.log10(max(value, 1e-6 * abs(excess[0])))) for value in excess]
-    cosines = [0.0]
-    for g, before in zip(history.gradients[1:], history.gradients, strict=False):
-        cosines.append(float(g @ before / np.linalg.norm(g) / np.linalg.norm(before)))
+    logs = [log(max(value, 1e-6 * abs(excess[0]))) for value in excess]
+    cosines, alignments, changes = [0.0], [0.0], [0.0]
+    for t in range(1, len(excess)):
+        g, before = history.gradients[t], history.gradients[t - 1]
+        cosines.append(float(g @ before / norm(g) / norm(before)))
+        alignments.append(float(np.sign(units[t] * units[t - 1]).mean()))
+        changes.append(log(norm(g) / norm(before)))
+    slopes = [[float(g @ u) for g in gradients] for gradients, u in zip(history.example_gradients, units, strict=True)]
+    predictive = [log(rate**2 * np.var(values)) for rate, values in zip(rates, slopes, strict=True)]
+    disagreement = [log(np.var(losses)) for losses in history.example_losses]
     rows = []
     for t, (g, u, w) in enumerate(zip(history.gradients, units, history.weights, strict=True)):
-        so_far, norm = logs[: t + 1], np.linalg.norm
+        so_far, window = logs[: t + 1], ([history.losses[0]] * 20 + history.losses[: t + 1])[-20:]
+        short, long = (discounted(history.losses[: t + 1], discount)[0] for discount in (0.9, 0.99))
+        outputs, output_weight = history.predictions[t], [p for p in history.models[t].parameters() if p.dim() > 1][-1].detach().numpy()
         row = {
             "log_loss": logs[t],
             "loss_ratio": average(so_far, 5) - logs[0],
             "loss_trend": 10 * (average(so_far, 5) - average(so_far, 20)),
             "loss_trend_of_horizon": 10 * (average(so_far, 0.01 * horizon) - average(so_far, 0.05 * horizon)),
-            "log_gradient_norm": np.log10(norm(g)),
-            "gradient_norm_ratio": np.log10(norm(g) / norm(history.gradients[0])),
+            "log_gradient_norm": log(norm(g)),
+            "gradient_norm_ratio": log(norm(g) / norm(history.gradients[0])),
             "gradient_cosine": cosines[t],
             "gradient_cosine_average": average(cosines[: t + 1], 5),
-            "log_rate": np.log10(rates[t]),
-            "predicted_decrease": np.log10(rates[t] * max(g @ u, 1e-38) / 10 ** logs[t]),
-            "relative_update": np.log10(rates[t] * norm(u) / norm(w)),
+            "log_rate": log(rates[t]),
+            "predicted_decrease": log(rates[t] * max(g @ u, 1e-38) / 10 ** logs[t]),
+            "relative_update": log(rates[t] * norm(u) / norm(w)),
             "progress": t / horizon,
-            "log_horizon": np.log10(horizon) / 4,
+            "log_horizon": log(horizon) / 4,
+            "momentum": -log(1 - OWN_MOMENTA[optimizer]),
+            "minibatch_loss": history.losses[t],
+            "predictive_change": predictive[t],
+            "predictive_change_mean": discounted(predictive[: t + 1])[0],
+            "predictive_change_uncertainty": discounted(predictive[: t + 1])[1],
+            "disagreement": disagreement[t],
+            "disagreement_mean": discounted(disagreement[: t + 1])[0],
+            "disagreement_uncertainty": discounted(disagreement[: t + 1])[1],
+            "alignment": alignments[t],
+            "log_validation_loss": log(history.validation_losses[t] - lower_bound),
+            "log_prediction_variance": log(np.var(outputs)),
+            "log_prediction_change_variance": log(np.var(outputs - history.predictions[t - 1])) if t else -10,
+            "output_weight_mean": output_weight.mean(),
+            "log_output_weight_variance": log(output_weight.var()),
+            "relative_loss_deviation": np.std(window) / abs(np.mean(window)),
+            "loss_average_gap": (short - long) / abs(long),
+            "log_base_rate": log(rates[t]),
+            "previous_action": rates[t] if t else 0.0,
+            "depth": 0.0,
+            "log_weight_norm": log(norm(w)),
+            "gradient_norm_change": changes[t],
         }
         rows.append({name: float(np.clip(value, -10, 10)) for name, value in row.items()})
     return rows
+
+
+def log(value: float) -> float:
+    return float(np.log10(value))
+
+
+def discounted(values: Sequence[float], discount: float = 0.9) -> tuple[float, float]:
+    """Discounted mean and uncertainty of Daniel et al. 2016, from the first value and 0."""
+    mean, uncertainty = values[0], 0.0
+    for value in values[1:]:
+        mean = discount * mean + (1 - discount) * value
+        uncertainty = discount * uncertainty + (1 - discount) * (value - mean) ** 2
+    return mean, uncertainty
 
 
 def quadratic_expected_losses(

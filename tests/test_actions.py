@@ -93,7 +93,7 @@ def test_rates_stay_within_the_range(kind: str, action: int) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_user_s_range_moves_the_default_start_into_it(optimizer: str) -> None:
     assert MDP(optimizer, lr_min=0.5, lr_max=0.6).rate_range().initial == 0.5
-    assert MDP(optimizer, lr_max=5e-4).rate_range().initial == 5e-4
+    assert MDP(optimizer, lr_max=5e-5).rate_range().initial == 5e-5
     low = MDP(optimizer).rate_range()
     assert low.lowest < low.initial < low.highest
 

@@ -32,7 +32,7 @@ def test_every_feature_equals_its_formula(optimizer: str, horizon: int, shift: f
         "LearningRate-v0", task=task, optimizer=optimizer, features=NAMES, action="rate", initial_rate=0.03, horizon=horizon, dtype="float64"
     )
     observed = roll_out(env, rates[:, None], seed=4).observations
-    expected = features(train(task, 4, list(rates), optimizer), [0.03, *rates], optimizer, horizon, shift)
+    expected = features(task, train(task, 4, list(rates), optimizer, looks_closer=True), [0.03, *rates], optimizer, horizon)
     assert len(observed) == 61
     for t, row in enumerate(expected):
         np.testing.assert_allclose(observed[t], [row[name] for name in NAMES], rtol=2e-5, atol=2e-6, err_msg=f"step {t}")
@@ -142,14 +142,14 @@ def test_a_restarted_member_begins_anew() -> None:
     generator, (made, rows) = np.random.default_rng(0), process()
     table, fresh = made.initial(2), made.initial(1)
     for _ in range(5):
-        table = observe(made, table, generator.random((rows, 2)) + 0.5)
-    table[:, 1:] = made.initial(1)
+        table = observe(made, table, generator.random((rows, 1, 2)) + 0.5)
+    table[..., 1:] = made.initial(1)
     for step in range(4):
-        signals = generator.random((rows, 2)) + 0.5
+        signals = generator.random((rows, 1, 2)) + 0.5
         if step == 0:
-            signals[signal_rows(made.needs).index("gradient_dot_previous"), 1] = 0.0  # a population has no previous gradient then
-        table, fresh = observe(made, table, signals), observe(made, fresh, signals[:, 1:])
-    assert made.record(table)["age"].tolist() == [[8, 3]]
+            signals[signal_rows(made.needs).index("gradient_dot_previous"), :, 1] = 0.0  # a population has no previous gradient then
+        table, fresh = observe(made, table, signals), observe(made, fresh, signals[..., 1:])
+    assert made.record(table)["age"].tolist() == [[[8, 3]]]
     np.testing.assert_array_equal(made.observation(table)[1], made.observation(fresh)[0])
 
 
@@ -158,15 +158,16 @@ def test_a_restarted_member_begins_anew() -> None:
 )
 @pytest.mark.parametrize("reward", ["loss", {"kind": "log_loss", "loss_floor": 0.01}])
 def test_numpy_and_pytorch_run_the_same_process(action: Any, reward: Any) -> None:
-    mdp, generator = MDP(features=list(FEATURES), action=action, reward=reward), np.random.default_rng(0)
+    num_groups = 1 if action == "discrete" else 3
+    mdp = MDP("momentum", features=list(FEATURES), action=action, reward=reward, control_momentum=num_groups > 1)
     results = []
     for device in (None, torch.device("cpu")):
-        made, generator = mdp.begin(1, 50, -0.5, device), np.random.default_rng(0)
+        made, generator = mdp.begin(num_groups, 50, -0.5, device), np.random.default_rng(0)
         table, observations = made.initial(3), []
         for step in range(6):
-            signals = generator.random((len(signal_rows(made.needs)), 3)) + 0.5
-            signals[0, 2] = np.nan if step == 4 else 1e9 if step == 5 else signals[0, 2]
-            inputs = [generator.random((1, 3)), generator.random((1, 3)) < 0.7, signals]
+            signals = generator.random((len(signal_rows(made.needs)), num_groups, 3)) + 0.5
+            signals[0, :, 2] = np.nan if step == 4 else 1e9 if step == 5 else signals[0, :, 2]
+            inputs = [generator.random((made.num_actions, 3)), generator.random(3) < 0.7, signals]
             actions, deciding, signals = [values if device is None else torch.from_numpy(values) for values in inputs]
             with np.errstate(all="ignore"):
                 record = made.record(table)

@@ -12,7 +12,8 @@ import numpy as np
 
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.mdp.arrays import Array, Record, namespace
-from lr_env.mdp.statistics import TINY, Statistics
+from lr_env.mdp.statistics import Statistics
+from lr_env.mdp.trackers import TINY
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Action(Protocol):
         ...
 
     def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
-        """log10 of the rates ``(G, N)`` before clipping to the range; ``action`` is ``(G, N)``, within its space."""
+        """log10 of the rates ``(1, G, N)`` before clipping to the range; ``action`` is ``(1, G, N)``, within its space."""
         ...
 
 
@@ -78,7 +79,7 @@ class RelativeAction(_Continuous):
 
     def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`."""
-        return record["log_rates"] + self.max_change * action
+        return record["log_rate"] + self.max_change * action
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,17 @@ class ResidualAction:
 
     def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`; action 0 chooses the base rates, which are in force before the first decision."""
+        return self.log_base_rates(statistics, record, rates) + self.decades * action
+
+    def log_base_rates(self, statistics: Statistics, record: Record, rates: RateRange) -> Array:
+        """log10 of the base rates ``(1, G, N)``."""
         if self.base == "sps":
             slope = statistics.log(record, "gradient_dot_direction")
             polyak = math.log10(self.constant) + statistics.log(record, "loss") - slope
             # Where the direction does not descend, as momentum's may, there is no Polyak step size: the rate in force stays.
-            base = namespace(slope).where(slope <= math.log10(TINY), record["log_rate"], polyak)
-        else:
-            factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
-            base = math.log10(rates.initial) + namespace(factor).log10(factor)
-        return base + self.decades * action
+            return namespace(slope).where(slope <= math.log10(TINY), record["log_rate"], polyak)
+        factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
+        return math.log10(rates.initial) + namespace(factor).log10(factor)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class DiscreteAction:
 
     def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """See :class:`Action`."""
-        return record["log_rates"] + self.max_change * (action - self.steps) / self.steps
+        return record["log_rate"] + self.max_change * (action - self.steps) / self.steps
 
 
 @dataclass(frozen=True)

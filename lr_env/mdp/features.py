@@ -10,7 +10,6 @@ import torch
 
 from lr_env.checks import unknown_name
 from lr_env.mdp.arrays import Array, constant, namespace
-from lr_env.mdp.statistics import Statistics
 
 CLIP = 10.0
 """Features are clipped to ±10; one that is not a number becomes −10."""
@@ -21,7 +20,7 @@ TREND_SCALE = 10.0
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of an observation: a scaled sum and difference of rows of the table of :class:`Statistics`.
+    """One entry of an observation: a scaled sum and difference of rows of the table of a :class:`lr_env.mdp.DecisionProcess`.
 
     Attributes:
         name: Its registered name.
@@ -45,6 +44,12 @@ _COSINE = frozenset({"gradient_norm_squared", "gradient_dot_previous"})
 _DECREASE = frozenset({"gradient_dot_direction"})
 _UPDATE = frozenset({"direction_norm_squared", "weight_norm_squared"})
 
+
+def _signal(name: str, formula: str, signal: str, scale: float = 1.0) -> Feature:
+    """The logarithm of a signal."""
+    return Feature(name, formula, (signal,), scale=scale, needs=frozenset({signal}))
+
+
 FEATURES: Mapping[str, Feature] = {
     feature.name: feature
     for feature in (
@@ -61,11 +66,38 @@ FEATURES: Mapping[str, Feature] = {
         Feature("relative_update", "log(η ‖u‖ / ‖w‖)", ("log_rate", "direction_norm_squared"), "weight_norm_squared", needs=_UPDATE),
         Feature("progress", "t / T", ("progress",)),
         Feature("log_horizon", "log(T) / 4", ("log_horizon",)),
+        Feature("momentum", "−log(1 − μ)", ("momentum_decades",)),
+        # Xu et al. 2017
+        Feature("minibatch_loss", "ℓ", ("raw_loss",)),
+        # Daniel et al. 2016
+        Feature("predictive_change", "log Var_i(η ⟨g_i, u⟩)", ("predictive_change",)),
+        Feature("predictive_change_mean", "m ← 0.9 m + 0.1 x, x = predictive_change", ("predictive_change_mean",)),
+        Feature("predictive_change_uncertainty", "v ← 0.9 v + 0.1 (x − m)²", ("predictive_change_uncertainty",)),
+        Feature("disagreement", "log Var_i(ℓ_i)", ("disagreement",)),
+        Feature("disagreement_mean", "m ← 0.9 m + 0.1 x, x = disagreement", ("disagreement_mean",)),
+        Feature("disagreement_uncertainty", "v ← 0.9 v + 0.1 (x − m)²", ("disagreement_uncertainty",)),
+        Feature("alignment", "mean_j sign(u_j · u₋₁_j), 0 at first", ("raw_direction_agreement",)),
+        # Xu et al. 2019
+        _signal("log_validation_loss", "log(ℓ_V − b)", "validation_loss"),
+        _signal("log_prediction_variance", "log Var(f(V; w))", "prediction_variance"),
+        _signal("log_prediction_change_variance", "log Var(f(V; w) − f(V; w₋₁)), −10 at first", "prediction_change_variance"),
+        Feature("output_weight_mean", "mean_j W_j", ("raw_output_weight_mean",)),
+        _signal("log_output_weight_variance", "log Var_j(W_j)", "output_weight_variance"),
+        # SOLAR 2026
+        Feature("relative_loss_deviation", "std(ℓ) / mean(ℓ) over 20 steps", ("relative_loss_deviation",)),
+        Feature("loss_average_gap", "(s − l) / l, s ← 0.9 s + 0.1 ℓ, l ← 0.99 l + 0.01 ℓ", ("loss_average_gap",)),
+        Feature("log_base_rate", "log of the action's base rate; of η without one", ("log_base_rate",)),
+        Feature("previous_action", "a₋₁, 0 at first", ("previous_action",)),
+        Feature("depth", "group / (G − 1), 0 for G = 1", ("depth",)),
+        _signal("log_weight_norm", "log ‖w‖", "weight_norm_squared"),
+        Feature("gradient_norm_change", "log ‖g‖ − log ‖g₋₁‖, 0 at first", ("gradient_norm_change",)),
     )
 }
 """All features by name. ℓ: minibatch loss; b: its lower bound; g: gradient; u: update direction at unit rate; w: weights; η: the rate
-in force (the last one applied, or the initial one); EMA₅: exponential moving average with a time constant of 5 SGD steps; index 0: the
-first step; index −1: the previous step; T: horizon."""
+in force (the last one applied, or the initial one); μ: momentum in force; EMA₅: exponential moving average with a time constant of 5 SGD
+steps; index 0: the first step; index −1: the previous step; T: horizon; index i: one example of the minibatch; j: one weight; V: a fixed
+subset of the validation split, f its outputs in evaluation mode; W: weights of the output layer; G: number of parameter groups. With
+several parameter groups g, u, w, η, μ and a are a group's, and the loss is everybody's."""
 
 FEATURE_SETS: Mapping[str, tuple[str, ...]] = {
     "absolute": ("log_loss", "loss_trend", "loss_ratio", "log_gradient_norm", "gradient_cosine", "log_rate", "progress"),
@@ -81,8 +113,41 @@ FEATURE_SETS: Mapping[str, tuple[str, ...]] = {
         "progress",
         "log_horizon",
     ),
+    "xu2017": ("minibatch_loss",),
+    "daniel2016": (
+        "predictive_change",
+        "predictive_change_mean",
+        "predictive_change_uncertainty",
+        "disagreement",
+        "disagreement_mean",
+        "disagreement_uncertainty",
+        "alignment",
+    ),
+    "xu2019": (
+        "log_loss",
+        "log_validation_loss",
+        "log_prediction_variance",
+        "log_prediction_change_variance",
+        "output_weight_mean",
+        "log_output_weight_variance",
+        "log_rate",
+    ),
+    "solar2026": (
+        "progress",
+        "log_loss",
+        "relative_loss_deviation",
+        "loss_average_gap",
+        "log_base_rate",
+        "log_gradient_norm",
+        "previous_action",
+        "depth",
+        "log_weight_norm",
+        "gradient_norm_change",
+    ),
 }
-"""Named sets. ``scale_free`` is invariant to the scale of the loss wherever the rates compensate for it; ``absolute`` is not."""
+"""Named sets. ``scale_free`` is invariant to the scale of the loss wherever the rates compensate for it; ``absolute`` is not. The others are
+published state vectors, as far as they are known: ``xu2017`` (Xu et al. 2017, arXiv 1705.11159), ``daniel2016`` (Daniel et al. 2016),
+``xu2019`` (Xu et al. 2019, arXiv 1909.09712) and ``solar2026`` (SOLAR). Quantities that are positive enter as logarithms."""
 
 
 def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
@@ -108,20 +173,20 @@ def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
 class Observer:
     """Computes features all at once: a few operations on arrays, however many features there are."""
 
-    def __init__(self, features: Sequence[Feature], statistics: Statistics, device: torch.device | None) -> None:
+    def __init__(self, features: Sequence[Feature], rows: Mapping[str, int], device: torch.device | None) -> None:
         terms = [(*(*feature.plus, "zero")[:2], feature.minus) for feature in features]
-        rows = np.array([[statistics.rows[name] for name in names] for names in terms]).T  # (3, F)
-        self._rows: Array = rows if device is None else torch.from_numpy(rows).to(device)
-        self._scales = constant([[feature.scale] for feature in features], device)
+        chosen = np.array([[rows[name] for name in names] for names in terms]).T  # (3, F)
+        self._rows: Array = chosen if device is None else torch.from_numpy(chosen).to(device)
+        self._scales = constant([[[feature.scale]] for feature in features], device)
         self._lowest, self._highest = constant(-CLIP, device), constant(CLIP, device)
 
     def __call__(self, table: Array) -> Array:
-        """Observations ``(N, F)``, float32, finite, within ±10, of a table ``(rows, N)``; a fresh array."""
+        """Observations ``(N, G · F)``, float32, finite, within ±10, of a table ``(rows, G, N)``; a fresh array, group after group."""
         library = namespace(table)
         first, second, minus = table.take(self._rows, axis=0) if library is np else table[self._rows]
         values = (first + second - minus) * self._scales
         # fmax takes the number where the other operand is not one.
         clipped = library.minimum(library.fmax(values, self._lowest), self._highest)
         if library is np:
-            return clipped.T.astype(np.float32, order="C")
-        return clipped.t().to(torch.float32, memory_format=torch.contiguous_format)
+            return clipped.T.astype(np.float32, order="C").reshape(table.shape[-1], -1)
+        return clipped.permute(2, 1, 0).to(torch.float32, memory_format=torch.contiguous_format).flatten(1)

@@ -19,9 +19,18 @@ from lr_env.checks import positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
 from lr_env.mdp.arrays import Array, Record, constant, namespace
 from lr_env.mdp.features import CLIP, Observer, resolve_features
-from lr_env.mdp.rewards import make_reward
-from lr_env.mdp.statistics import TINY, Statistics
-from lr_env.training import make_optimizer
+from lr_env.mdp.rewards import make_circuit_breaker, make_reward
+from lr_env.mdp.statistics import Statistics
+from lr_env.mdp.trackers import TINY
+from lr_env.training import check_groups, make_optimizer
+
+ON_REQUEST = ("momentum", "momentum_decades", "previous_action", "log_base_rate", "depth")
+"""Rows that a process keeps where features or actions use them: the momentum in force and −log10(1 − μ), the action that was taken last,
+log10 of the action's base rate, and where the group stands among all, from 0 to 1."""
+
+ALWAYS = ("potential", "first_excess", "loss", "reward", "diverged", "rates")
+HIGHEST_MOMENTUM = 0.9999
+"""Bound of a momentum that is chosen as it is."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class MDP:
         lr_max: Highest rate; None for the optimizer's default.
         initial_rate: Rate before the first decision; None for the optimizer's default.
         initial_rate_decades: Each training starts ``10**u`` off the initial rate, u uniform in ± this number; in [0, 4].
+        lr_groups: Parameter groups with rates of their own; see :func:`lr_env.training.parameter_groups`.
+        control_momentum: Whether the momentum (or β₁) is chosen too, by a second action for each group; see :class:`DecisionProcess`.
+        circuit_breaker: Undoes steps that make the loss jump; False, True, or a mapping with options; see :class:`lr_env.mdp.CircuitBreaker`.
 
     Raises:
         ValueError: If a name is unknown or a number is out of range.
@@ -54,16 +66,23 @@ class MDP:
     lr_max: float | None = None
     initial_rate: float | None = None
     initial_rate_decades: float = 0.0
+    lr_groups: str | Sequence[Sequence[str]] = "global"
+    control_momentum: bool = False
+    circuit_breaker: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
         positive_integer("steps_per_action", self.steps_per_action)
         if not 0 <= self.initial_rate_decades <= 4:
             raise ValueError(f"initial_rate_decades must be within [0, 4], but {self.initial_rate_decades!r} was given.")
-        make_optimizer(self.optimizer)
+        optimizer, _ = make_optimizer(self.optimizer)
         resolve_features(self.features)
         make_action(self.action)
         make_reward(self.reward, self.reward_on)
+        make_circuit_breaker(self.circuit_breaker)
+        check_groups(self.lr_groups)
         self.rate_range()
+        if self.control_momentum and not optimizer.has_momentum:
+            raise ValueError(f"control_momentum needs an optimizer that has one, such as 'momentum' or 'adam', but {self.optimizer!r} was given.")
 
     def rate_range(self) -> RateRange:
         """The range, with the optimizer's defaults where nothing was given."""
@@ -80,6 +99,9 @@ class MDP:
         for name in ("optimizer", "action", "reward"):
             data[name] = data[name] if isinstance(data[name], str) else dict(data[name])
         data["features"] = self.features if isinstance(self.features, str) else list(self.features)
+        data["lr_groups"] = self.lr_groups if isinstance(self.lr_groups, str) else [list(group) for group in self.lr_groups]
+        if not isinstance(self.circuit_breaker, bool):
+            data["circuit_breaker"] = dict(self.circuit_breaker)
         return data
 
     def begin(self, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> DecisionProcess:
@@ -90,9 +112,13 @@ class MDP:
 class DecisionProcess:
     """An :class:`MDP` at work: turns signals into observations and rewards, and actions into rates.
 
-    What is kept of N trainings lies in one table ``(rows, N)``, float64, whose rows have names. To those of
-    :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ), ``first_excess`` (ℓ₀ − b), and what a step reports: ``loss``,
-    ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied, G). The methods that take a record change it in place.
+    What is kept of N trainings lies in one table ``(rows, G, N)``, float64, whose rows have names. To those of
+    :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ), ``first_excess`` (ℓ₀ − b), those of :data:`ON_REQUEST` that are used, and
+    what a step reports: ``loss``, ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied). The methods that take a record
+    change it in place.
+
+    An action has A entries: the rates of the G groups, in their order; then, where the momentum is chosen too, the momenta of the groups: an
+    entry a in [−1, 1] is the momentum 1 − 10^(−1 − a), from 0 through 0.9 to 0.99; with the action ``rate`` it is the momentum itself.
     """
 
     def __init__(self, mdp: MDP, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> None:
@@ -101,18 +127,29 @@ class DecisionProcess:
         self.features = resolve_features(mdp.features)
         self.action = make_action(mdp.action)
         self.reward = make_reward(mdp.reward, mdp.reward_on)
+        self.circuit_breaker = make_circuit_breaker(mdp.circuit_breaker)
         self.rates = mdp.rate_range()
-        self.needs = frozenset().union(self.action.needs, *(feature.needs for feature in self.features))
-        self.statistics = Statistics(self.needs, num_groups, horizon, loss_lower_bound, device)
-        self.sizes = self.statistics.sizes | {"potential": 1, "first_excess": 1, "loss": 1, "reward": 1, "diverged": 1, "rates": num_groups}
+        used = [row for feature in self.features for row in (*feature.plus, feature.minus)]
+        self.statistics = Statistics(
+            frozenset().union(self.action.needs, *(feature.needs for feature in self.features)), used, horizon, loss_lower_bound, device
+        )
+        self.needs = self.statistics.needs
+        requested = {*used, *(["momentum", "momentum_decades"] if mdp.control_momentum else [])}
+        self.sizes = self.statistics.sizes | {name: 1 for name in ON_REQUEST if name in requested} | dict.fromkeys(ALWAYS, 1)
         stops = list(itertools.accumulate(self.sizes.values()))
         self._parts = {name: slice(stop - size, stop) for (name, size), stop in zip(self.sizes.items(), stops, strict=True)}
-        self._observer, self._device = Observer(self.features, self.statistics, device), device
-        self.observation_space = gym.spaces.Box(-CLIP, CLIP, (len(self.features),), np.float32)
-        self.action_space = self.action.space(num_groups)
+        rows = {name: part.start for name, part in self._parts.items()} | self.statistics.rows | {"raw_loss": self._parts["loss"].start}
+        self._observer, self._device = Observer(self.features, rows, device), device
+        self.observation_space = gym.spaces.Box(-CLIP, CLIP, (num_groups * len(self.features),), np.float32)
+        self.action_space = self._space()
         self._low, self._high = _bounds(self.action_space)
         self._action_shape = self.action_space.shape or ()
         self._log_range = constant([math.log10(self.rates.lowest), math.log10(self.rates.highest)], device)
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self.num_groups * (2 if self.mdp.control_momentum else 1)
 
     @property
     def observes_progress(self) -> bool:
@@ -124,10 +161,14 @@ class DecisionProcess:
         width = self.mdp.initial_rate_decades
         offsets = np.array([np.random.default_rng(seed).uniform(-width, width) for seed in seeds]) if seeds else np.zeros(count)
         log_rates = np.clip(math.log10(self.rates.initial) + offsets, math.log10(self.rates.lowest), math.log10(self.rates.highest))
-        table = np.zeros((sum(self.sizes.values()), count))
+        table = np.zeros((sum(self.sizes.values()), self.num_groups, count))
         record = self.record(table)
-        self.statistics.begin(record, np.tile(log_rates, (self.num_groups, 1)))
+        self.statistics.begin(record, log_rates)
         record["rates"][:] = 10.0**log_rates
+        if "momentum_decades" in record:
+            self._set_momentum(record, np.full((1, self.num_groups, count), _own_momentum(self.mdp.optimizer)))
+        if "depth" in record:
+            record["depth"][0] = np.linspace(0, 1, self.num_groups)[:, None]
         return constant(table, self._device)
 
     def record(self, table: Array) -> Record:
@@ -135,25 +176,34 @@ class DecisionProcess:
         return {name: table[part] for name, part in self._parts.items()}
 
     def act(self, record: Record, actions: Array, deciding: Array | None) -> None:
-        """Sets the rates that parsed actions ``(G, N)`` choose, of those ``deciding (1, N)``, or of all."""
-        log_rates = self._clipped(self.action.log_rates(actions, self.statistics, record, self.rates))
-        rates = actions if isinstance(self.action, RateAction) else 10.0**log_rates
-        if deciding is not None:
-            library = namespace(deciding)
-            log_rates, rates = library.where(deciding, log_rates, record["log_rates"]), library.where(deciding, rates, record["rates"])
-        self._set_log_rates(record, log_rates)
-        record["rates"][:] = rates
+        """Sets the rates that parsed actions ``(A, N)`` choose, of those ``deciding (N,)``, or of all."""
+        chosen = actions[: self.num_groups][None]
+        log_rates = self._clipped(self.action.log_rates(chosen, self.statistics, record, self.rates))
+        changes = {"log_rate": log_rates, "rates": chosen if isinstance(self.action, RateAction) else 10.0**log_rates}
+        if self.mdp.control_momentum:
+            second = actions[self.num_groups :][None]
+            momentum = second if isinstance(self.action, RateAction) else 1 - 10.0 ** (-1 - second)
+            changes["momentum"], changes["momentum_decades"] = momentum, -namespace(momentum).log10(1 - momentum)
+        if "previous_action" in record:
+            changes["previous_action"] = chosen
+        for name, values in changes.items():
+            record[name][:] = values if deciding is None else namespace(deciding).where(deciding, values, record[name])
 
     def observe(self, record: Record, signals: Array, begins: bool = True) -> None:
-        """Takes in one SGD step with signals ``(R, N)``; ``begins`` says whether it may be somebody's first."""
+        """Takes in one SGD step with signals ``(R, G, N)``; ``begins`` says whether it may be somebody's first."""
         self.statistics.update(record, signals, begins)
         record["loss"][:] = signals[:1]
-        if begins and isinstance(self.action, ResidualAction):  # before the first decision the base rates are in force
-            base = self._clipped(self.action.log_rates(0 * record["rates"], self.statistics, record, self.rates))
-            self._set_log_rates(record, namespace(base).where(record["age"] == 0, base, record["log_rates"]))
+        if isinstance(self.action, ResidualAction) and (begins or "log_base_rate" in record):
+            base = self._clipped(self.action.log_base_rates(self.statistics, record, self.rates))
+            if begins:  # before the first decision the base rates are in force
+                record["log_rate"][:] = namespace(base).where(record["age"] == 0, base, record["log_rate"])
+        else:
+            base = record["log_rate"]
+        if "log_base_rate" in record:
+            record["log_base_rate"][:] = base
 
     def pay(self, record: Record, losses: Array, paid: Array | None) -> None:
-        """Losses ``(1, N)`` set the potential of those ``paid (1, N)``, or of all, anew; ``reward`` is what it fell by."""
+        """Losses ``(N,)`` set the potential of those ``paid (N,)``, or of all, anew; ``reward`` is what it fell by."""
         potential = self.reward.potential(self._excess(losses), record["first_excess"])
         if paid is not None:
             potential = namespace(paid).where(paid, potential, record["potential"])
@@ -161,20 +211,20 @@ class DecisionProcess:
         record["potential"][:] = potential
 
     def begin_potential(self, record: Record, losses: Array) -> None:
-        """Takes the first losses ``(1, N)`` of trainings."""
+        """Takes the first losses ``(N,)`` of trainings."""
         record["first_excess"][:] = namespace(losses).fmax(self._excess(losses), constant(TINY, self._device))
         record["potential"][:] = self.reward.potential(self._excess(losses), record["first_excess"])
 
     def has_diverged(self, record: Record) -> Array:
-        """Booleans ``(1, N)``."""
-        return self.reward.has_diverged(self._excess(record["loss"]), record["first_excess"])
+        """Booleans ``(N,)``."""
+        return self.reward.has_diverged(self._excess(record["loss"][0, 0]), record["first_excess"][0, 0])
 
     def observation(self, table: Array) -> Array:
-        """Observations ``(N, F)``, float32."""
+        """Observations ``(N, G · F)``, float32: the features of the first group, then those of the second, and so on."""
         return self._observer(table)
 
     def parse_actions(self, actions: Any, num_members: int) -> np.ndarray:
-        """Actions of N members as float64 ``(N, G)``, clipped to their space.
+        """Actions of N members as float64 ``(N, A)``, clipped to their space.
 
         Raises:
             TypeError: If they are not real numbers.
@@ -186,18 +236,31 @@ class DecisionProcess:
         shape = (num_members, *self._action_shape)
         if array.shape != shape:
             raise ValueError(f"Actions of shape {shape[1:]} are expected for each training, {shape} in all, but {array.shape} was given.")
-        values = array.astype(np.float64).reshape(num_members, self.num_groups)
+        values = array.astype(np.float64).reshape(num_members, -1)
         if np.isnan(values).any():
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")
         if isinstance(self.action_space, gym.spaces.Discrete) and (values != np.round(values)).any():
             raise ValueError(f"A discrete action must be an integer, but {actions!r} was given.")
-        return np.minimum(np.maximum(values, self._low), self._high)
+        clipped: np.ndarray = np.minimum(np.maximum(values, self._low), self._high)
+        return clipped
+
+    def _space(self) -> gym.Space[Any]:
+        space = self.action.space(self.num_groups)
+        if not self.mdp.control_momentum:
+            return space
+        if not isinstance(space, gym.spaces.Box):
+            raise ValueError("control_momentum needs continuous actions, but discrete ones were given: use action='relative'.")
+        low, high = (0.0, HIGHEST_MOMENTUM) if isinstance(self.action, RateAction) else (-1.0, 1.0)
+        lows, highs = (np.append(bounds, np.full(self.num_groups, bound)) for bounds, bound in ((space.low, low), (space.high, high)))
+        return gym.spaces.Box(lows.astype(space.dtype), highs.astype(space.dtype), dtype=space.dtype.type)
+
+    def _set_momentum(self, record: Record, momentum: Array) -> None:
+        record["momentum_decades"][:] = -namespace(momentum).log10(1 - momentum)
+        if "momentum" in record:
+            record["momentum"][:] = momentum
 
     def _excess(self, losses: Array) -> Array:
         return losses - self.lower_bound if self.lower_bound else losses
-
-    def _set_log_rates(self, record: Record, log_rates: Array) -> None:
-        record["log_rates"][:], record["log_rate"][:] = log_rates, log_rates if self.num_groups == 1 else log_rates.mean(0)
 
     def _clipped(self, log_rates: Array) -> Array:
         if isinstance(self.action, RateAction):
@@ -206,9 +269,14 @@ class DecisionProcess:
         return library.minimum(library.maximum(log_rates, lowest), highest)
 
 
-def _bounds(space: gym.Space[Any]) -> tuple[float, float]:
-    """Lowest and highest action, the same for all parameter groups."""
+def _own_momentum(optimizer: str | Mapping[str, Any]) -> float:
+    made, _ = make_optimizer(optimizer)
+    return float(getattr(made, "beta1", getattr(made, "momentum", None)) or 0.0)
+
+
+def _bounds(space: gym.Space[Any]) -> tuple[Any, Any]:
+    """Lowest and highest action, of each entry."""
     if isinstance(space, gym.spaces.Discrete):
         return 0.0, float(space.n - 1)
     assert isinstance(space, gym.spaces.Box)
-    return float(space.low.min()), float(space.high.max())
+    return space.low.astype(np.float64), space.high.astype(np.float64)

@@ -90,3 +90,42 @@ def make_reward(specification: str | Mapping[str, Any], reward_on: str) -> Rewar
         if option not in valid:
             raise unknown_name("option of the reward", option, valid)
     return Reward(source=reward_on, **options)
+
+
+@dataclass(frozen=True)
+class CircuitBreaker:
+    """Undoes what a rate has spoilt (as SOLAR, 2026): where the loss jumps, the training goes back to its last safe state and pays a penalty.
+
+    ``ℓ − b > threshold · E`` is a jump, with the average E of ℓ − b over the steps that were none; a state is safe where ``ℓ − b ≤ E``.
+    Weights, buffers, the optimizer's averages, the gradient at hand and the rate in force become those of the safe state; the data go on,
+    the steps count, in Adam's bias correction too, and the reward is the change of the potential less the penalty. With it no training
+    ends by divergence.
+
+    Attributes:
+        threshold: > 1.
+        penalty: ≥ 0, in the reward's units.
+        time_constant: Of the average, SGD steps, ≥ 1.
+    """
+
+    threshold: float = 1.5
+    penalty: float = 1.0
+    time_constant: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, lowest, allowed in (("threshold", math.nextafter(1, 2), "> 1"), ("penalty", 0, ">= 0"), ("time_constant", 1, ">= 1")):
+            if not lowest <= getattr(self, name) < math.inf:
+                raise ValueError(f"The circuit breaker's {name} must be a finite number {allowed}, but {getattr(self, name)!r} was given.")
+
+
+def make_circuit_breaker(specification: bool | Mapping[str, Any]) -> CircuitBreaker | None:
+    """The circuit breaker of True, or of ``{"threshold": 2.0}`` with options; None of False.
+
+    Raises:
+        ValueError: If an option is unknown or out of range.
+    """
+    if isinstance(specification, bool):
+        return CircuitBreaker() if specification else None
+    for option in specification:
+        if option not in CircuitBreaker.__dataclass_fields__:
+            raise unknown_name("option of the circuit breaker", option, CircuitBreaker.__dataclass_fields__)
+    return CircuitBreaker(**specification)

@@ -116,6 +116,88 @@ class GradientFunction:
                 losses.append(observed(*arguments))
         return torch.stack(losses)
 
+    def examples(
+        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], by: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The losses of all examples ``(N, B)``, and what ``reduce`` makes of their gradients ``(B, P)`` and a row of ``by (N, …)``.
+
+        Args:
+            parameters: ``(N, P)``.
+            buffers: Each ``(N, …)``; not changed.
+            inputs: ``(N, B, …)``.
+            targets: ``(N, B, …)``.
+            reduce: ``(gradients (B, P), row) -> (B, …)``.
+            by: What it is given beside the gradients.
+        """
+
+        def loss(flat: Tensor, own_buffers: Buffers, example: Tensor, target: Tensor) -> Tensor:
+            return self._losses(self.layout.views(flat), own_buffers, example.unsqueeze(0), target.unsqueeze(0))[0]
+
+        def of_member(flat: Tensor, own_buffers: Buffers, own_inputs: Tensor, own_targets: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            gradients, losses = vmap(grad_and_value(loss), (None, None, 0, 0))(flat, own_buffers, own_inputs, own_targets)
+            return losses, reduce(gradients, row)
+
+        if self.engine == "batched":
+            losses, reduced = vmap(of_member)(parameters, buffers, inputs, targets, by)
+            return losses, reduced
+        results = [
+            of_member(parameters[i], {name: buffer[i] for name, buffer in buffers.items()}, inputs[i], targets[i], by[i])
+            for i in range(self._num_members)
+        ]
+        return torch.stack([losses for losses, _ in results]), torch.stack([reduced for _, reduced in results])
+
+    def predictions(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean losses ``(N,)`` and outputs ``(N, M)`` on examples that all see, in evaluation mode.
+
+        Args:
+            parameters: ``(N, P)``.
+            buffers: Each ``(N, …)``; not changed.
+            inputs: ``(E, …)``.
+            targets: ``(E, …)``.
+            scales: Factors ``(N,)`` on the inputs, or None.
+        """
+
+        def predict(flat: Tensor, own_buffers: Buffers, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+            scaled = inputs if scale is None else inputs * scale
+            outputs = functional_call(self._model, {**self.layout.views(flat), **own_buffers}, (scaled,))
+            observed = self._task.loss if self._task.observed_loss is None else self._task.observed_loss
+            return _mean(observed, outputs, targets), outputs.flatten()
+
+        self._model.eval()
+        try:
+            if self.engine == "batched":
+                losses, outputs = vmap(predict, (0, 0, None if scales is None else 0))(parameters, buffers, scales)
+                return losses, outputs
+            members = range(self._num_members)
+            results = [predict(parameters[i], _clone(buffers, i), None if scales is None else scales[i]) for i in members]
+            return torch.stack([loss for loss, _ in results]), torch.stack([outputs for _, outputs in results])
+        finally:
+            self._model.train()
+
+    def require_examples(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> None:
+        """Checks on a first batch that the examples' gradients exist and average to the batch's.
+
+        Raises:
+            ValueError: If not, as for models with batch normalisation or dropout.
+        """
+        name, advice = self._task.name, "Leave out the features that are made of per-example gradients, those of 'daniel2016'."
+        if self.is_stochastic:
+            raise ValueError(
+                f"The model of task {name!r} draws random numbers while it trains: its examples have no gradients of their own. {advice}"
+            )
+        expected = self._single(parameters[0], _clone(buffers, 0), inputs[0], targets[0])[0]
+        try:
+            _, gradients = self.examples(parameters, _clone(buffers), inputs, targets, lambda gradients, row: gradients, parameters)
+        except Exception as error:
+            raise ValueError(
+                f"The gradients of single examples can't be taken for task {name!r}: {type(error).__name__}: {error}. {advice}"
+            ) from error
+        if not torch.allclose(gradients[0].mean(0), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise ValueError(
+                f"The gradients of single examples of task {name!r} don't average to the minibatch's, "
+                f"as its model or loss looks at the whole minibatch (batch normalisation does). {advice}"
+            )
+
     def choose(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> None:
         """Probes the engines on a first batch and keeps the fastest one that agrees with plain autograd.
 

@@ -24,24 +24,25 @@ from lr_env.training.batches import Batches
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Optimizer
+from lr_env.training.parameter_groups import Grouping
+from lr_env.training.signals import EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
 from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
 
-SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
-"""Names of the signals beside the loss."""
-
 State: TypeAlias = dict[str, Tensor]
-"""What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``."""
+"""What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``; and
+``predictions`` on the validation examples where signals need them."""
+
+SUBSET_SEED = 0
+"""Seed of the reference and validation subsets: the same for all trainings of a task."""
+
+SUBSET_BATCHES = 4
+"""Minibatches whose number of examples these subsets have by default."""
 
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
 
 BATCHES_PER_PASS = 32
 """Bounds it too: examples in one pass, in batches of the task."""
-
-
-def signal_rows(names: frozenset[str]) -> list[str]:
-    """The rows of the signals of a step: the loss first, then these in the order of :data:`SIGNALS`."""
-    return ["loss", *(name for name in SIGNALS if name in names)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Population:
         task: What is trained: a task, or a family of one variant.
         num_members: N, at least 1.
         optimizer: Update directions, from :func:`lr_env.training.make_optimizer`.
-        signals: Names from :data:`SIGNALS` that a step returns beside the loss.
+        signals: Names from :data:`lr_env.training.SIGNALS` that a step returns beside the loss.
+        lr_groups: Parameter groups with rates of their own; see :func:`lr_env.training.parameter_groups`.
+        controls_momentum: Whether each step is given the optimizer's momentum too.
         gradients: ``"auto"``, ``"batched"`` or ``"looped"``; see :mod:`lr_env.training.gradients`.
         dtype: ``"float32"`` or ``"float64"``.
         compile: Whether ``torch.compile``'s backend makes one kernel of many operations; takes seconds, at the first step.
@@ -68,6 +71,7 @@ class Population:
     Attributes:
         state: See :data:`State`.
         steps: SGD steps made, ``(N,)``.
+        groups: The parameter groups.
 
     Raises:
         RuntimeError: If ``compile`` is asked for and no C++ compiler is found, or ``device="cuda"`` and there is no GPU.
@@ -85,6 +89,8 @@ class Population:
         optimizer: Optimizer,
         *,
         signals: frozenset[str] = frozenset(),
+        lr_groups: Grouping = "global",
+        controls_momentum: bool = False,
         gradients: Engine = "auto",
         dtype: str = "float32",
         compile: bool = False,  # noqa: A002  (torch's word)
@@ -101,8 +107,9 @@ class Population:
         self._is_on_cpu = self.device.type == "cpu"
         if compile:
             require_compiler()
-        self._signals, self._engine, self._compile = signals, gradients, compile
+        self._signals, self._engine, self._compile, self._controls_momentum = signals, gradients, compile, controls_momentum
         self._build_functions()
+        self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
         parameters = torch.zeros(num_members, self._gradient_function.layout.size, dtype=self.dtype, device=self.device)
         self.state: State = {"parameters": parameters, "gradients": torch.zeros_like(parameters), "directions": torch.zeros_like(parameters)}
         self.state |= {f"optimizer.{name}": value for name, value in optimizer.initial_state(parameters).items()}
@@ -110,10 +117,14 @@ class Population:
             self.state[f"buffer.{name}"] = buffer.new_zeros((num_members, *buffer.shape))
         self.batches = Batches(self.family, num_members, self.dtype, self.device)
         self.steps = np.zeros(num_members, np.int64)
-        self._rates = torch.zeros(num_members, 1, dtype=torch.float64)
+        self._rates = torch.zeros(num_members, len(self.groups), dtype=torch.float64)
         self._make_views()
         self._generators = [torch.Generator() for _ in range(num_members)]
         self._splits: dict[tuple[str, bytes | None], tuple[Tensor, Tensor]] = {}
+        self._validation: tuple[Tensor, ...] = ()
+        if not signals.isdisjoint(VALIDATION_SIGNALS):
+            self._validation = self._examples("validation", draw_subset(self.task, "validation", None))
+            self.state["predictions"] = self._first_predictions()
 
     @property
     def engine(self) -> Engine:
@@ -166,28 +177,33 @@ class Population:
     def begin(self, members: np.ndarray | None = None) -> np.ndarray:
         """The first gradient of restarted members ``(K,)``, or all; signals as :meth:`step`."""
         with self.others_kept(members):
-            return self.train(np.zeros((self.num_members, 1)))
+            return self.train(np.zeros((self.num_members, len(self.groups))))
 
-    def step(self, rates: np.ndarray, members: np.ndarray | None = None) -> np.ndarray:
+    def step(self, rates: np.ndarray, members: np.ndarray | None = None, momenta: np.ndarray | None = None) -> np.ndarray:
         """Applies rates to the gradients at hand, moves on to the next minibatch and takes its gradients.
 
         Args:
             rates: ``(N, G)``.
             members: Members ``(K,)`` that take the step; None for all.
+            momenta: The optimizer's momentum or β₁ in this step, ``(N, G)``, of a population that ``controls_momentum``.
 
         Returns:
-            Signals ``(R, N)``, float64, with the rows that :func:`signal_rows` names: the losses ``ℓ(B_t; w_t)``, then the signals, summed
-            over parameter groups. Those of members that took no step are not meaningful.
+            Signals ``(R, G, N)``, float64, with the rows that :func:`lr_env.training.signal_rows` names: the losses ``ℓ(B_t; w_t)``, then
+            the signals. Those of members that took no step are not meaningful.
         """
         self.move_on(members)
         with self.others_kept(members):
-            return self.train(rates)
+            return self.train(rates, momenta)
 
-    def train(self, rates: np.ndarray) -> np.ndarray:
-        """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; signals as :meth:`step`."""
+    def train(self, rates: np.ndarray, momenta: np.ndarray | None = None) -> np.ndarray:
+        """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; arguments and signals as of :meth:`step`."""
         self._rates_view[:] = rates
         rates_tensor = self._rates if self._is_on_cpu else self._rates.to(self.device)
-        arguments = (self.state, self.steps_tensor, rates_tensor, *self.batch())
+        momenta_tensor = None
+        if self._controls_momentum:
+            chosen = np.zeros_like(self._rates_view) if momenta is None else np.ascontiguousarray(momenta)
+            momenta_tensor = torch.from_numpy(chosen).to(self.device)
+        arguments = (self.state, self.steps_tensor, rates_tensor, momenta_tensor, *self.batch())
         if self._take_step is None:
             self._take_step = self.fused(self.transition, arguments)
         self.state, signals = self._take_step(*arguments)
@@ -202,46 +218,66 @@ class Population:
             self.steps[members] += 1
         self.batches.advance(members)
 
-    def transition(self, state: State, steps: Tensor, rates: Tensor, *batch: Tensor | None) -> tuple[State, Tensor]:
+    def transition(self, state: State, steps: Tensor, rates: Tensor, momenta: Tensor | None, *batch: Tensor | None) -> tuple[State, Tensor]:
         """``w ← w − rate · u``, then loss, gradient and direction at the new weights: a pure function, to be part of a graph.
+
+        Where the momentum is chosen, ``u`` is known only then: the optimizer's state stays that of the step before, and the direction at
+        the new weights is the one that the momentum in force would give.
 
         Args:
             state: See :data:`State`.
             steps: SGD steps made, this one included, ``(N, 1)``.
             rates: ``(N, G)``.
+            momenta: ``(N, G)``, or None.
             *batch: See :meth:`batch`.
 
         Returns:
-            The next state, and signals ``(R, N)``, float64.
+            The next state, and signals ``(R, G, N)``, float64.
         """
+        optimizer_state, momentum = _part(state, "optimizer."), None
+        if momenta is None:
+            applied = state["directions"]
+        else:
+            momentum = self.groups.expand(momenta)
+            applied, after = self.optimizer.directions(state["gradients"], state["parameters"], optimizer_state, steps.clamp(min=1), momentum)
+            optimizer_state = {name: torch.where(steps > 0, value, optimizer_state[name]) for name, value in after.items()}
         # addcmul rounds as `torch.optim.SGD` does.
-        parameters = torch.addcmul(state["parameters"], state["directions"], rates.to(self.dtype), value=-1)
+        parameters = torch.addcmul(state["parameters"], applied, self.groups.expand(rates.to(self.dtype)), value=-1)
         buffers = {name: value.clone() for name, value in _part(state, "buffer.").items()}  # a forward pass changes them in place
-        inputs, targets = self.batches.gather(*batch)  # type: ignore[arg-type]  # only the scales may be None
+        inputs, targets = self.batches.gather(*batch[:4])  # type: ignore[arg-type]  # only the scales may be None
         gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generators)
-        directions, optimizer_state = self.optimizer.directions(gradients, parameters, _part(state, "optimizer."), steps + 1)
-        factors = {
-            "gradient_norm_squared": (gradients, gradients),
-            "gradient_dot_previous": (gradients, state["gradients"]),
-            "gradient_dot_direction": (gradients, directions),
-            "direction_norm_squared": (directions, directions),
-            "weight_norm_squared": (parameters, parameters),
-        }
-        rows, computed = [losses], {}
-        for name in signal_rows(self._signals)[1:]:
-            left, right = factors[name]
-            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
-            if key not in computed:
-                computed[key] = torch.linalg.vector_norm(left, dim=1).square() if left is right else torch.linalg.vecdot(left, right)
-            rows.append(computed[key])
+        directions, advanced_state = self.optimizer.directions(gradients, parameters, optimizer_state, steps + 1, momentum)
+        if momenta is None:
+            optimizer_state = advanced_state
         following = {"parameters": parameters, "gradients": gradients, "directions": directions}
         following |= {f"optimizer.{name}": value for name, value in optimizer_state.items()}
         following |= {f"buffer.{name}": value for name, value in buffers.items()}
-        return following, torch.stack(rows).double()
+        predictions = None
+        if self._validation:
+            validation_losses, outputs = self._gradient_function.predictions(parameters, buffers, batch[4], batch[5], batch[3])  # type: ignore[arg-type]
+            predictions = validation_losses, outputs, torch.where(steps == 0, 0, outputs - state["predictions"])
+            following["predictions"] = outputs
+
+        def examples() -> tuple[Tensor, Tensor]:
+            before = _part(state, "buffer.")
+            return self._gradient_function.examples(parameters, before, inputs, targets, lambda g, u: self.groups.sums(g * u), directions)
+
+        step = Step(
+            losses,
+            parameters,
+            gradients,
+            directions,
+            state["gradients"],
+            state["directions"],
+            self._output_weights(parameters),
+            examples,
+            predictions,
+        )
+        return following, measure(step, self._signals, self.groups)
 
     def batch(self) -> tuple[Tensor | None, ...]:
-        """The current minibatches, as :meth:`transition` takes them: the data, where the batches lie in them, scales of the inputs."""
-        return (*self.batches.references(), self.batches.input_scales)
+        """What :meth:`transition` takes: the data, where the current minibatches lie in them, scales of the inputs; validation examples."""
+        return (*self.batches.references(), self.batches.input_scales, *self._validation)
 
     def fused(self, function: Callable[..., Any], arguments: tuple[Argument, ...]) -> Callable[..., Any]:
         """A function that calls :meth:`transition`, as one graph where the model allows it; for arguments of these shapes.
@@ -342,7 +378,10 @@ class Population:
         """Chooses the engine of the gradients on the first batch; evaluations follow it."""
         if self._evaluation is None:
             gradients = self._gradient_function
-            gradients.choose(self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
+            first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
+            gradients.choose(*first)
+            if self._signals.intersection(EXAMPLE_SIGNALS):
+                gradients.require_examples(*first)
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched", self._backend)
         return self._evaluation
 
@@ -353,6 +392,24 @@ class Population:
             chosen = slice(None) if subset is None else torch.from_numpy(subset)
             self._splits[key] = (self.batches.cast(split.inputs[chosen]), self.batches.cast(split.targets[chosen]))
         return self._splits[key]
+
+    def _first_predictions(self) -> Tensor:
+        with torch.no_grad():
+            outputs = self._template.eval()(self._validation[0])
+        self._template.train()
+        predictions: Tensor = outputs.new_zeros((self.num_members, outputs.numel()))
+        return predictions
+
+    def _output_weights(self, parameters: Tensor) -> Tensor:
+        """The last parameter with several dimensions, or the last of all, ``(N, K)``."""
+        views = self._gradient_function.layout.shapes
+        last = [name for name, shape in views.items() if len(shape) > 1] or list(views)
+        start = 0
+        for name, shape in views.items():
+            if name == last[-1]:
+                return parameters[:, start : start + shape.numel()]
+            start += shape.numel()
+        raise AssertionError("A model has parameters.")
 
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
@@ -373,6 +430,21 @@ class Population:
         self.__dict__.update(state)
         self._make_views()
         self._build_functions()
+
+
+def draw_subset(task: Task, split: SplitName, size: int | None) -> np.ndarray:
+    """The examples of a split that stand for all of it: a fixed choice of four minibatches, or of another size, or all if there are no more.
+
+    Args:
+        task: Whose split it is.
+        split: Its name.
+        size: Number of examples; None for four minibatches.
+
+    Raises:
+        ValueError: If the split is unknown or empty.
+    """
+    available, wanted = len(task.data.split(split)), size or SUBSET_BATCHES * task.batch_size
+    return np.arange(available) if wanted >= available else np.sort(np.random.default_rng(SUBSET_SEED).choice(available, wanted, replace=False))
 
 
 def resolve_device(name: str) -> torch.device:
