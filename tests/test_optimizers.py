@@ -171,7 +171,7 @@ def test_a_restarted_member_has_the_bits_of_a_fresh_one(name: str) -> None:
     used.begin(np.array([1]))
     fresh.begin()
     for rate in rates:
-        np.testing.assert_array_equal(used.step(np.full((2, 1), rate[1]))[:, 1], fresh.step(np.full((2, 1), rate[1]))[:, 1])
+        np.testing.assert_array_equal(used.step(np.full((2, 1), rate[1]))[..., 1], fresh.step(np.full((2, 1), rate[1]))[..., 1])
     for key, value in used.state.items():
         assert torch.equal(value[1], fresh.state[key][1]), key
 
