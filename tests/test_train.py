@@ -40,7 +40,7 @@ def options(folder: Path, algorithm: Any = "ppo", **changes: Any) -> TrainingOpt
         "task": "digits-logreg",
         "horizon": 10,
         "num_envs": 8,
-        "steps": 640,
+        "steps": 400,
         "evaluation_interval": 200,
         "evaluation_trainings": 4,
         "checkpoint_interval": 100,
@@ -75,12 +75,12 @@ def test_trains_and_resumes_exactly_after_a_kill(algorithm: str, tmp_path: Path)
     torch.manual_seed(99)
     np.random.seed(99)
     resumed = Training(options(tmp_path / "killed", algorithm, resume=True))
-    assert 0 < resumed.agent.num_steps_taken < 640
+    assert 0 < resumed.agent.num_steps_taken < 400
     resumed.run()
     assert resumed.controller_path.read_bytes() == whole.controller_path.read_bytes()
     expected, actual = (json.loads(training.record_path.read_text()) for training in (whole, resumed))
     assert [(entry["steps"], entry["score"]) for entry in actual["history"]] == [(entry["steps"], entry["score"]) for entry in expected["history"]]
-    assert len(actual["history"]) >= 3
+    assert len(actual["history"]) >= 2
     assert actual["trainings"] == expected["trainings"]
     last = [training.agent.bind().controller for training in (whole, resumed)]
     assert isinstance(last[0], PolicyNetwork) and isinstance(last[1], PolicyNetwork)
@@ -140,9 +140,8 @@ def test_reference_is_the_best_of_the_grid(tmp_path: Path) -> None:
     assert factors[[0, -1]] == pytest.approx([0.01, 100])
 
 
-@pytest.mark.parametrize("scale_rewards", [False, True])
-def test_families_are_mixed_in_every_rollout(scale_rewards: bool, tmp_path: Path) -> None:
-    given = options(tmp_path, task=None, family=FAMILY, horizon=None, scale_rewards=scale_rewards, hyperparameters=(), evaluation_trainings=5)
+def test_families_are_mixed_in_every_rollout(tmp_path: Path) -> None:
+    given = options(tmp_path, task=None, family=FAMILY, horizon=None, scale_rewards=True, hyperparameters=(), evaluation_trainings=5)
     training = Training(given)
     assert len(set(training.environment.episodes.horizons.tolist())) > 1
     mdp = training.environment.mdp
@@ -235,7 +234,9 @@ def test_tensorboard(tmp_path: Path) -> None:
 def command(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     base = ["--task", "digits-logreg", "--horizon", "10", "--num-envs", "8", "--evaluation-trainings", "4", "--evaluation-interval", "400"]
     program = [sys.executable, "-m", "agents.train", *base, "--output", str(folder), *arguments]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -261,11 +262,10 @@ def test_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert resumed.controller_path.read_bytes() == whole.controller_path.read_bytes()
 
 
-@pytest.mark.parametrize("num_processes", ["1", "2"])
-def test_interrupt_stops_cleanly_with_a_result(num_processes: str, tmp_path: Path) -> None:
-    process = command(tmp_path, "--steps", "100000000", "--num-processes", num_processes)
+def test_interrupt_stops_cleanly_with_a_result(tmp_path: Path) -> None:
+    process = command(tmp_path, "--steps", "100000000", "--num-processes", "2")
     wait_for(tmp_path / "checkpoint.safetensors", process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     assert "Stopped; --resume continues" in output.decode()
