@@ -15,7 +15,7 @@ from lr_env.rendering import render_training
 from lr_env.seeding import check_seed
 from lr_env.tasks import Task, TaskFamily
 from lr_env.tasks.task import SplitName
-from lr_env.training import Evaluation
+from lr_env.training import Evaluation, OptimizerSpecification
 from lr_env.training.gradients import Engine
 
 
@@ -147,7 +147,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | ``task`` | ``"digits-mlp"`` | a registered name (``python -m lr_env.tasks`` lists them), a ``Task``, a ``TaskFamily``, or a family as a mapping: see ``FamilySpecification`` |
     | ``horizon`` | the task's | SGD steps of an episode |
-    | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"``, ``"adamw"``, ``"nadamw"``, ``"lion"``; or with hyperparameters, ``{"name": "adam", "beta1": 0.95}``: ``weight_decay`` (0; AdamW, NAdamW 0.01) and ``clip_norm`` (None) for all; ``momentum`` (0.9; RMSprop None); ``epsilon`` (1e-8; AdaGrad 1e-10); Adam, AdamW, NAdamW ``beta1``, ``beta2`` (0.9, 0.999); Lion ``beta1``, ``beta2`` (0.9, 0.99); RMSprop ``smoothing`` (0.99), ``centered`` (False); AdaGrad ``initial_accumulator`` (0); NAdamW ``momentum_decay`` (0.004) |
+    | ``optimizer`` | ``"sgd"`` | ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"``, ``"adamw"``, ``"nadamw"``, ``"lion"``; or with hyperparameters, ``{"name": "adam", "beta1": 0.95}``: ``weight_decay`` (0; AdamW, NAdamW 0.01) and ``clip_norm`` (None) for all; ``momentum`` (0.9; RMSprop None); ``epsilon`` (1e-8; AdaGrad 1e-10); Adam, AdamW, NAdamW ``beta1``, ``beta2`` (0.9, 0.999); Lion ``beta1``, ``beta2`` (0.9, 0.99); RMSprop ``smoothing`` (0.99), ``centered`` (False); AdaGrad ``initial_accumulator`` (0); NAdamW ``momentum_decay`` (0.004); or a function that makes any other optimizer of ``torch.optim``'s kind, ``lambda parameters: torch.optim.RAdam(parameters)``, which runs in a loop |
     | ``features``, ``action``, ``reward``, ``reward_on`` | see above | |
     | ``steps_per_action`` | 1 | SGD steps that share one decision |
     | ``lr_min``, ``lr_max``, ``initial_rate`` | by optimizer: SGD 1e-4, 1e2, 0.1; momentum, Nesterov, AdaGrad 1e-5, 10, 0.01; RMSprop, Adam, AdamW, NAdamW 1e-6, 1, 1e-3; Lion 1e-7, 0.1, 1e-4 | rate range and start |
@@ -163,7 +163,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``num_threads`` | 1 | PyTorch's threads during a step, whatever the process uses otherwise; more help large populations on idle cores, and are many times slower on busy ones |
     | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
 
-    All arguments but Python objects given as ``task`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such
+    All arguments but Python objects given as ``task`` or ``optimizer`` are JSON scalars, lists and mappings, so that ``env.spec`` round-trips; with such
     an object ``env.spec.to_json()`` raises. ``horizon`` is the length of an episode: ``gym.make_vec`` refuses ``max_episode_steps``, and with
     it ``gym.make`` cuts the episode from outside, unseen by features and reward.
 
@@ -188,7 +188,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self,
         task: str | Mapping[str, Any] | Task | TaskFamily = "digits-mlp",
         horizon: int | None = None,
-        optimizer: str | Mapping[str, Any] = "sgd",
+        optimizer: OptimizerSpecification = "sgd",
         features: str | Sequence[str] = "scale_free",
         action: str | Mapping[str, Any] = "relative",
         reward: str | Mapping[str, Any] = "log_loss",

@@ -19,7 +19,7 @@ from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.seeding import Streams
 from lr_env.tasks import FamilySpecification, Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
-from lr_env.training import Evaluation, Population, draw_subset, make_optimizer
+from lr_env.training import Evaluation, Population, TorchOptimizer, draw_subset, make_optimizer
 from lr_env.training.gradients import Engine
 from lr_env.training.population import State
 
@@ -221,6 +221,8 @@ class Episodes:
         self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
         self._graph: Any = None
         self._safe = SafeStates(num_members) if self.process.circuit_breaker else None
+        if self._safe is not None and isinstance(optimizer, TorchOptimizer):
+            raise ValueError("The circuit breaker can't put back an optimizer that is made by a function: use an optimizer by name.")
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
         self._subset = draw_subset(variant, self._subset_split, self.process.reward.subset_size)
 

@@ -19,7 +19,7 @@ from lr_env.rendering import render_training
 from lr_env.seeding import check_seed
 from lr_env.tasks import Task, TaskFamily
 from lr_env.tasks.task import SplitName
-from lr_env.training import Evaluation
+from lr_env.training import Evaluation, OptimizerSpecification
 from lr_env.training.gradients import Engine
 
 
@@ -47,7 +47,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         num_envs: int = 1,
         task: str | Mapping[str, Any] | Task | TaskFamily = "digits-mlp",
         horizon: int | None = None,
-        optimizer: str | Mapping[str, Any] = "sgd",
+        optimizer: OptimizerSpecification = "sgd",
         features: str | Sequence[str] = "scale_free",
         action: str | Mapping[str, Any] = "relative",
         reward: str | Mapping[str, Any] = "log_loss",

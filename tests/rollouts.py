@@ -90,8 +90,8 @@ def start(task: Task, seeds: Sequence[int], optimizer: str = "sgd", **options: A
 
 def advance(population: Population, rates: np.ndarray) -> np.ndarray:
     """Takes the steps of rates ``(T, N)``; losses ``(T + 1, N)``."""
-    losses = [population.begin()[0]] if (population.steps == 0).all() else [population.train(np.zeros((rates.shape[1], 1)))[0]]
-    return np.array([*losses, *(population.step(row[:, None])[0] for row in rates)])
+    first = population.begin() if (population.steps == 0).all() else population.train(np.zeros((rates.shape[1], 1)))
+    return np.array([first[0, 0], *(population.step(row[:, None])[0, 0] for row in rates)])
 
 
 def fingerprint(task: str, optimizer: str, num_envs: int) -> str:

@@ -27,7 +27,7 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"action": {"kind": "relative", "max_chance": 1}}, ValueError, ["'max_chance'", "'max_change'"]),
     ({"reward": "logloss"}, ValueError, ["Unknown reward 'logloss'", "'log_loss'"]),
     ({"reward_on": "nextbatch"}, ValueError, ["Unknown reward_on 'nextbatch'", "'next_batch'"]),
-    ({"optimizer": "adamw"}, ValueError, ["Unknown optimizer 'adamw'", "'adam'"]),
+    ({"optimizer": "adamax"}, ValueError, ["Unknown optimizer 'adamax'", "'adam'"]),
     ({"gradients": "vmap"}, ValueError, ["Unknown gradients 'vmap'", "batched", "looped"]),
     ({"dtype": "float16"}, ValueError, ["Unknown dtype 'float16'", "float32", "float64"]),
     ({"lr_min": 1.0, "lr_max": 1.0}, ValueError, ["0 < lr_min < lr_max", "lr_min=1.0 and lr_max=1.0"]),

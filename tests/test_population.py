@@ -72,7 +72,7 @@ def test_signals_equal_their_definitions(optimizer: str, num_members: int) -> No
                 "weight_norm_squared": w @ w,
             }
             for name, value in expected.items():
-                assert values[name][member] == pytest.approx(value, rel=1e-8, abs=1e-12), name
+                assert values[name][0, member] == pytest.approx(value, rel=1e-8, abs=1e-12), name
 
 
 @pytest.mark.parametrize("model", [None, batch_norm, dropout])
@@ -98,7 +98,7 @@ def test_a_ruined_member_restarts_clean() -> None:
     assert torch.isnan(population.directions[0]).any()
     population.restart(np.array([0]), [Streams(3)])
     population.step(np.full((2, 1), 0.1), np.array([1]))  # the other takes a step before the first gradient of the new training
-    assert population.begin(np.array([0]))[0, 0] == pytest.approx(train(task, 3, [], "momentum").losses[0], rel=1e-9)
+    assert population.begin(np.array([0]))[0, 0, 0] == pytest.approx(train(task, 3, [], "momentum").losses[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -175,7 +175,7 @@ def test_evaluation_before_the_first_gradient() -> None:
 def test_losses_on_the_current_batch_are_those_of_the_present_weights(model: object) -> None:
     task = tiny_task() if model is None else tiny_task(model)
     population = start(task, [0, 1])
-    losses = population.begin()[0]
+    losses = population.begin()[0, 0]
     batch = population.batches.current()
     if model is not dropout:
         np.testing.assert_allclose(population.losses_on(*batch), losses, rtol=1e-12)

@@ -22,7 +22,7 @@ from lr_env.mdp.features import CLIP, Observer, resolve_features
 from lr_env.mdp.rewards import make_circuit_breaker, make_reward
 from lr_env.mdp.statistics import Statistics
 from lr_env.mdp.trackers import TINY
-from lr_env.training import check_groups, make_optimizer
+from lr_env.training import OptimizerSpecification, check_groups, make_optimizer
 
 ON_REQUEST = ("momentum", "momentum_decades", "previous_action", "log_base_rate", "depth")
 """Rows that a process keeps where features or actions use them: the momentum in force and −log10(1 − μ), the action that was taken last,
@@ -38,7 +38,7 @@ class MDP:
     """Specification of the decision process; plain data, so that it can be saved with a controller.
 
     Attributes:
-        optimizer: Name, or mapping with hyperparameters; see :func:`lr_env.training.make_optimizer`.
+        optimizer: Name, mapping with hyperparameters, or function; see :func:`lr_env.training.make_optimizer`.
         features: A set's name or a list of names; see :data:`lr_env.mdp.FEATURES`.
         action: Kind, or mapping with options; see :mod:`lr_env.mdp.actions`.
         reward: Kind, or mapping with options; see :class:`lr_env.mdp.Reward`.
@@ -56,7 +56,7 @@ class MDP:
         ValueError: If a name is unknown or a number is out of range.
     """
 
-    optimizer: str | Mapping[str, Any] = "sgd"
+    optimizer: OptimizerSpecification = "sgd"
     features: str | Sequence[str] = "scale_free"
     action: str | Mapping[str, Any] = "relative"
     reward: str | Mapping[str, Any] = "log_loss"
@@ -94,7 +94,13 @@ class MDP:
         return RateRange(lowest, highest, defaults.initial if self.initial_rate is None else self.initial_rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data from which ``MDP(**data)`` makes an equal one."""
+        """JSON-ready data from which ``MDP(**data)`` makes an equal one.
+
+        Raises:
+            TypeError: If the optimizer is a function.
+        """
+        if callable(self.optimizer):
+            raise TypeError(f"A decision process whose optimizer is a function can't be saved, but {self.optimizer!r} was given: use a name.")
         data = dict(vars(self))
         for name in ("optimizer", "action", "reward"):
             data[name] = data[name] if isinstance(data[name], str) else dict(data[name])
@@ -269,7 +275,7 @@ class DecisionProcess:
         return library.minimum(library.maximum(log_rates, lowest), highest)
 
 
-def _own_momentum(optimizer: str | Mapping[str, Any]) -> float:
+def _own_momentum(optimizer: OptimizerSpecification) -> float:
     made, _ = make_optimizer(optimizer)
     return float(getattr(made, "beta1", getattr(made, "momentum", None)) or 0.0)
 

@@ -11,12 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lr_env.checks import unknown_name
+from lr_env.training.torch_optimizers import DECADES_ABOVE, DECADES_BELOW, Factory, TorchOptimizer
+
+OptimizerSpecification: TypeAlias = str | Mapping[str, Any] | Factory
+"""See :func:`make_optimizer`."""
 
 
 class Optimizer(Protocol):
@@ -340,15 +344,20 @@ _DEFINITIONS: Mapping[str, tuple[type[StackedOptimizer], Mapping[str, Any], Rate
 OPTIMIZERS = tuple(_DEFINITIONS)
 
 
-def make_optimizer(specification: str | Mapping[str, Any]) -> tuple[Optimizer, RateDefaults]:
+def make_optimizer(specification: OptimizerSpecification) -> tuple[Optimizer | TorchOptimizer, RateDefaults]:
     """The optimizer and the defaults of its rate.
 
     Args:
-        specification: One of :data:`OPTIMIZERS`, or ``{"name": "adam", "beta1": 0.95}`` with hyperparameters.
+        specification: One of :data:`OPTIMIZERS`; ``{"name": "adam", "beta1": 0.95}`` with hyperparameters; or a function that makes an
+            optimizer of ``torch.optim``'s kind, such as ``lambda parameters: torch.optim.RAdam(parameters)``.
 
     Raises:
-        ValueError: If a name or a hyperparameter is unknown or out of range.
+        ValueError: If a name or a hyperparameter is unknown or out of range, or the function makes no usable optimizer.
     """
+    if not isinstance(specification, (str, Mapping)):
+        made = TorchOptimizer(specification)
+        rate = made.default_rate
+        return made, RateDefaults(rate / 10**DECADES_BELOW, rate * 10**DECADES_ABOVE, rate)
     options = {"name": specification} if isinstance(specification, str) else dict(specification)
     name = str(options.pop("name", None))
     if name not in _DEFINITIONS:

@@ -25,7 +25,8 @@ from lr_env.training.gradients import Engine, EvaluationFunction, GradientFuncti
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Optimizer
 from lr_env.training.parameter_groups import Grouping
-from lr_env.training.signals import EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
+from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
+from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
 
 State: TypeAlias = dict[str, Tensor]
@@ -59,7 +60,7 @@ class Population:
     Args:
         task: What is trained: a task, or a family of one variant.
         num_members: N, at least 1.
-        optimizer: Update directions, from :func:`lr_env.training.make_optimizer`.
+        optimizer: From :func:`lr_env.training.make_optimizer`. One made by a function runs in a loop over members.
         signals: Names from :data:`lr_env.training.SIGNALS` that a step returns beside the loss.
         lr_groups: Parameter groups with rates of their own; see :func:`lr_env.training.parameter_groups`.
         controls_momentum: Whether each step is given the optimizer's momentum too.
@@ -86,7 +87,7 @@ class Population:
         self,
         task: Task | TaskFamily,
         num_members: int,
-        optimizer: Optimizer,
+        optimizer: Optimizer | TorchOptimizer,
         *,
         signals: frozenset[str] = frozenset(),
         lr_groups: Grouping = "global",
@@ -105,14 +106,23 @@ class Population:
         self.optimizer = optimizer
         self.dtype, self.device = dtypes[dtype], resolve_device(device)
         self._is_on_cpu = self.device.type == "cpu"
+        if isinstance(optimizer, TorchOptimizer) and (compile or gradients == "batched" or not self._is_on_cpu):
+            raise ValueError(
+                'An optimizer that is made by a function runs in a loop on the CPU: leave compile and device out, and use gradients="auto" or '
+                '"looped"; or use an optimizer by name.'
+            )
         if compile:
             require_compiler()
-        self._signals, self._engine, self._compile, self._controls_momentum = signals, gradients, compile, controls_momentum
+        self._signals, self._compile, self._controls_momentum = signals, compile, controls_momentum
+        self._engine: Engine = "looped" if isinstance(optimizer, TorchOptimizer) else gradients
         self._build_functions()
         self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
         parameters = torch.zeros(num_members, self._gradient_function.layout.size, dtype=self.dtype, device=self.device)
         self.state: State = {"parameters": parameters, "gradients": torch.zeros_like(parameters), "directions": torch.zeros_like(parameters)}
         self.state |= {f"optimizer.{name}": value for name, value in optimizer.initial_state(parameters).items()}
+        self._member_optimizers: MemberOptimizers | None = None
+        if isinstance(optimizer, TorchOptimizer):
+            self._member_optimizers = MemberOptimizers(optimizer, self._gradient_function.layout, self.groups.names, parameters)
         for name, buffer in self._template.named_buffers():
             self.state[f"buffer.{name}"] = buffer.new_zeros((num_members, *buffer.shape))
         self.batches = Batches(self.family, num_members, self.dtype, self.device)
@@ -171,6 +181,8 @@ class Population:
         for name, value in self.state.items():
             if name not in weights:
                 value[rows] = 0  # a diverged direction, times a rate of 0, would spoil the new weights
+        if self._member_optimizers is not None:
+            self._member_optimizers.restart(members, self.state["parameters"])
         self.steps[members] = 0
         self.batches.restart(members, [stream.order for stream in streams], [stream.family for stream in streams])
 
@@ -235,20 +247,29 @@ class Population:
             The next state, and signals ``(R, G, N)``, float64.
         """
         optimizer_state, momentum = _part(state, "optimizer."), None
-        if momenta is None:
-            applied = state["directions"]
+        if self._member_optimizers is not None:
+            parameters = self._member_optimizers.apply(state["parameters"], state["gradients"], rates, steps)
         else:
-            momentum = self.groups.expand(momenta)
-            applied, after = self.optimizer.directions(state["gradients"], state["parameters"], optimizer_state, steps.clamp(min=1), momentum)
-            optimizer_state = {name: torch.where(steps > 0, value, optimizer_state[name]) for name, value in after.items()}
-        # addcmul rounds as `torch.optim.SGD` does.
-        parameters = torch.addcmul(state["parameters"], applied, self.groups.expand(rates.to(self.dtype)), value=-1)
+            applied = state["directions"]
+            if momenta is not None:
+                assert not isinstance(self.optimizer, TorchOptimizer)
+                momentum = self.groups.expand(momenta)
+                weights = state["parameters"]
+                applied, after = self.optimizer.directions(state["gradients"], weights, optimizer_state, steps.clamp(min=1), momentum)
+                optimizer_state = {name: torch.where(steps > 0, value, optimizer_state[name]) for name, value in after.items()}
+            # addcmul rounds as `torch.optim.SGD` does.
+            parameters = torch.addcmul(state["parameters"], applied, self.groups.expand(rates.to(self.dtype)), value=-1)
         buffers = {name: value.clone() for name, value in _part(state, "buffer.").items()}  # a forward pass changes them in place
         inputs, targets = self.batches.gather(*batch[:4])  # type: ignore[arg-type]  # only the scales may be None
         gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generators)
-        directions, advanced_state = self.optimizer.directions(gradients, parameters, optimizer_state, steps + 1, momentum)
-        if momenta is None:
-            optimizer_state = advanced_state
+        if isinstance(self.optimizer, TorchOptimizer):
+            assert self._member_optimizers is not None
+            is_seen = not self._signals.isdisjoint(DIRECTION_SIGNALS)
+            directions = self._member_optimizers.directions(parameters, gradients) if is_seen else torch.zeros_like(gradients)
+        else:
+            directions, advanced_state = self.optimizer.directions(gradients, parameters, optimizer_state, steps + 1, momentum)
+            if momenta is None:
+                optimizer_state = advanced_state
         following = {"parameters": parameters, "gradients": gradients, "directions": directions}
         following |= {f"optimizer.{name}": value for name, value in optimizer_state.items()}
         following |= {f"buffer.{name}": value for name, value in buffers.items()}
@@ -285,7 +306,8 @@ class Population:
         The first call must follow the first :meth:`restart`, as the engine of the gradients is chosen on the first batch.
         """
         self._choose_engine()
-        return self._backend(function, arguments) if self._gradient_function.is_plain else plain(function, arguments)
+        is_plain = self._gradient_function.is_plain and self._member_optimizers is None
+        return self._backend(function, arguments) if is_plain else plain(function, arguments)
 
     @contextmanager
     def others_kept(self, members: np.ndarray | None) -> Iterator[None]:
@@ -300,7 +322,10 @@ class Population:
         rows = torch.from_numpy(others)
         before = {name: value[rows] for name, value in self.state.items()}
         generators = [self._generators[member].get_state() for member in others] if self._gradient_function.is_stochastic else []
+        optimizers = None if self._member_optimizers is None else self._member_optimizers.get_state(others)
         yield
+        if self._member_optimizers is not None and optimizers is not None:
+            self._member_optimizers.set_state(optimizers, others)
         for name, value in self.state.items():
             value[rows] = before[name]
         for member, generator_state in zip(others, generators, strict=False):
@@ -348,6 +373,7 @@ class Population:
         rows = torch.from_numpy(members)
         return {
             "tensors": {name: value[rows] for name, value in self.state.items()},
+            "optimizers": None if self._member_optimizers is None else self._member_optimizers.get_state(members),
             "steps": self.steps[members],
             "generators": [self._generators[member].get_state() for member in members],
             "batches": self.batches.get_state(members),
@@ -359,6 +385,8 @@ class Population:
         for name, value in self.state.items():
             # Two of them may share their memory, the direction and the gradient of SGD; then both hold the same values.
             value[rows] = state["tensors"][name]
+        if self._member_optimizers is not None:
+            self._member_optimizers.set_state(state["optimizers"], members)
         self.steps[members] = state["steps"]
         for member, generator_state in zip(members, state["generators"], strict=True):
             self._generators[member] = torch.Generator()

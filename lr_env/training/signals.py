@@ -15,6 +15,7 @@ from lr_env.training.parameter_groups import Grouping, parameter_groups
 Signal: TypeAlias = Tensor
 """Of one number for each training ``(N,)``, or for each of its parameter groups ``(N, G)``."""
 
+DIRECTION_SIGNALS = ("gradient_dot_direction", "direction_norm_squared", "direction_agreement", "slope_variance")
 EXAMPLE_SIGNALS = ("slope_variance", "loss_variance")
 VALIDATION_SIGNALS = ("validation_loss", "prediction_variance", "prediction_change_variance")
 

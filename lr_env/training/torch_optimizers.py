@@ -1,0 +1,115 @@
+"""Any optimizer of ``torch.optim``'s kind, one object for each training, for a population in a loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lr_env.training.gradients import ParameterLayout
+
+Factory: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer]
+"""Makes an optimizer of parameters, or of their groups, as ``lambda parameters: torch.optim.RAdam(parameters)`` does."""
+
+DECADES_BELOW, DECADES_ABOVE = 4, 3
+"""Of the default range of the rate, around the optimizer's own default."""
+
+
+class TorchOptimizer:
+    """The specification of an optimizer by a factory.
+
+    Its steps are the optimizer's own, at the rates that are chosen. The direction ``u`` that features see is the step that a copy of it
+    would make at rate 1: for an optimizer whose step is not proportional to its rate, it is that step and no more.
+
+    Args:
+        factory: See :data:`Factory`.
+
+    Raises:
+        ValueError: If the factory makes no optimizer, or one that can't be used: without ``lr`` in its groups, or whose step needs a closure.
+    """
+
+    has_momentum = False
+
+    def __init__(self, factory: Factory) -> None:
+        self.factory = factory
+        weight = torch.zeros(2, requires_grad=True)
+        weight.grad = torch.ones(2)
+        try:
+            optimizer = factory([{"params": [weight]}])
+            optimizer.step()
+        except Exception as error:
+            raise ValueError(
+                f"The optimizer factory does not work: {type(error).__name__}: {error}. It must make an optimizer of parameter groups, "
+                "as `lambda parameters: torch.optim.RAdam(parameters)` does, whose step() needs no closure."
+            ) from error
+        if not isinstance(optimizer, torch.optim.Optimizer) or not float(optimizer.param_groups[0].get("lr", 0)) > 0:
+            raise ValueError(f"An optimizer factory must make a torch.optim.Optimizer with a rate lr > 0, but it made {optimizer!r}.")
+        self.default_rate = float(optimizer.param_groups[0]["lr"])
+
+    def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Nothing: each training's optimizer holds its own."""
+        return {}
+
+
+class MemberOptimizers:
+    """The optimizers of N trainings.
+
+    Args:
+        optimizer: How they are made.
+        layout: Where each parameter lies.
+        groups: The names of the parameters of each group, ``(G,)``.
+        parameters: The weights, ``(N, P)``.
+    """
+
+    def __init__(self, optimizer: TorchOptimizer, layout: ParameterLayout, groups: Sequence[Sequence[str]], parameters: Tensor) -> None:
+        self._optimizer, self._layout, self._groups = optimizer, layout, groups
+        self._members = [self._make(row) for row in parameters]
+
+    def restart(self, members: np.ndarray, parameters: Tensor) -> None:
+        """Gives members ``(K,)`` new optimizers of their weights in ``parameters (N, P)``."""
+        for member in members.tolist():
+            self._members[member] = self._make(parameters[member])
+
+    def apply(self, parameters: Tensor, gradients: Tensor, rates: Tensor, steps: Tensor) -> Tensor:
+        """The weights ``(N, P)`` after a step at rates ``(N, G)`` of all members that have made one, by ``steps (N, 1)``."""
+        result = parameters.clone()
+        for i, member in enumerate(self._members):
+            if int(steps[i, 0]) > 0:
+                result[i] = self._step(member, parameters[i], gradients[i], rates[i].tolist())
+        return result
+
+    def directions(self, parameters: Tensor, gradients: Tensor) -> Tensor:
+        """What a step at rate 1 would subtract, ``(N, P)``; the optimizers stay as they are."""
+        ones = [1.0] * len(self._groups)
+        rows = [self._step(copy.deepcopy(member), parameters[i], gradients[i], ones) for i, member in enumerate(self._members)]
+        return parameters - torch.stack(rows)
+
+    def get_state(self, members: np.ndarray) -> list[dict[str, Any]]:
+        """The state of members ``(K,)``."""
+        return [copy.deepcopy(self._members[member][1].state_dict()) for member in members.tolist()]
+
+    def set_state(self, states: Sequence[dict[str, Any]], members: np.ndarray) -> None:
+        """Restores what :meth:`get_state` returned into members ``(K,)``."""
+        for member, state in zip(members.tolist(), states, strict=True):
+            self._members[member][1].load_state_dict(copy.deepcopy(state))
+
+    def _make(self, row: Tensor) -> tuple[dict[str, Tensor], torch.optim.Optimizer]:
+        weights = {name: view.clone().requires_grad_() for name, view in self._layout.views(row).items()}
+        return weights, self._optimizer.factory([{"params": [weights[name] for name in group]} for group in self._groups])
+
+    def _step(self, member: tuple[dict[str, Tensor], torch.optim.Optimizer], row: Tensor, gradient: Tensor, rates: Sequence[float]) -> Tensor:
+        weights, optimizer = member
+        with torch.no_grad():
+            for name, view in self._layout.views(row).items():
+                weights[name].copy_(view)
+        for name, view in self._layout.views(gradient).items():
+            weights[name].grad = view.clone()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            # A tensor of its own: that of the optimizer's defaults may be shared by all groups.
+            group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+        optimizer.step()
+        return self._layout.flatten(weights).detach()
