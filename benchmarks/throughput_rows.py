@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import lr_env
+from lr_env.mdp import FEATURE_SETS
 from lr_env.seeding import Streams
 from lr_env.tasks.models import CharacterTransformer, cnn
 from lr_env.tasks.task import Split
@@ -29,6 +30,7 @@ HORIZON, SEED, RATE = 100, 0, 0.1
 NUM_EXAMPLES = 3_000
 NUM_CLASSES, VOCABULARY_SIZE, CONTEXT = 10, 65, 32
 MEMORY_STEPS = 5
+DEFAULT_FEATURES = "scale_free"
 
 TaskName: TypeAlias = Literal["mlp", "cnn", "transformer"]
 Kind: TypeAlias = Literal["bare", "loader", "single", "sync", "dummy", "async", "subproc", "native", "sb3"]
@@ -55,6 +57,7 @@ class Row:
     compiled: bool = False
     threads: int = 1
     processes: int = 1
+    features: str = DEFAULT_FEATURES
 
     @property
     def name(self) -> str:
@@ -64,6 +67,8 @@ class Row:
             parts[0] += f" N = {self.members}"
         if self.compiled:
             parts.append("compiled")
+        if self.features != DEFAULT_FEATURES:
+            parts.append(f"features {self.features}")
         for number, unit in ((self.threads, "threads"), (self.processes, "processes")):
             if number > 1:
                 parts.append(f"{number} {unit}")
@@ -71,8 +76,8 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the native vector environment in one process with one thread."""
-        return self.kind == "native" and self.threads == self.processes == 1
+        """Whether it is the native vector environment in one process with one thread and default features."""
+        return self.kind == "native" and self.threads == self.processes == 1 and self.features == DEFAULT_FEATURES
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: 
         *(Row(kind, n) for kind in ("sync", "dummy") for n in parallel_members[:1]),
         *(Row(kind, n) for kind in ("async", "subproc") for n in parallel_members),
         *(Row("native", n, engine) for engine in engines for n in members),
+        *(Row("native", adapted, features=features) for features in FEATURE_SETS if features != DEFAULT_FEATURES),
         *(Row("sb3", adapted, engine) for engine in engines),
         *(Row("native", n, engine, processes=2) for engine in engines for n in several),
         *(Row("native", n, threads=2) for n in several),
@@ -195,7 +201,7 @@ def _vector_environment(task: lr_env.Task, row: Row) -> Training:
     """``gym.make_vec``: the step that resets is none of SGD."""
     arguments: dict[str, Any] = {"num_envs": row.members, "task": task, "horizon": HORIZON}
     if row.kind == "native":
-        arguments |= {"compile": row.compiled, "num_threads": row.threads, "num_processes": row.processes}
+        arguments |= {"compile": row.compiled, "num_threads": row.threads, "num_processes": row.processes, "features": row.features}
     else:
         arguments |= {"vectorization_mode": row.kind, "wrappers": [_with_one_thread]}
     if row.kind == "async":

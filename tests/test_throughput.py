@@ -159,6 +159,7 @@ def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "PyTorch loop with DataLoader",
         "single, gym.make",
         "native N = 2",
+        *(f"native N = 2, features {name}" for name in ("absolute", "xu2017", "daniel2016", "xu2019", "solar2026")),
         "SB3 adapter N = 2",
     ]
     assert all(len(line["repeats"]) == 1 and line["ratio"] > 0 and line["flops"] > 3 * 64 * 64 * 32 for line in lines.values())
