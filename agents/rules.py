@@ -8,35 +8,34 @@ from typing import Any
 import numpy as np
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
-from lr_env.mdp.features import CLIP
+
+DECADES = 4.0
+"""Range of the rule's constant either side of 1."""
 
 
 class StochasticPolyak:
-    """The stochastic Polyak step size SPS_max: ``rate = min(c · (ℓ − b) / ⟨g, u⟩⁺, cap)``.
+    """The stochastic Polyak step size SPS_max: ``rate = min(c · (ℓ − b) / ‖g‖², cap)`` (Loizou et al. 2021), with ``c`` as a factor.
 
-    After Loizou et al. 2021, with ``c`` as a factor and, for optimizers beyond SGD, ``⟨g, u⟩`` in place of ``‖g‖²``.
+    It is the base of the action ``residual``, which says what stands for ``‖g‖²`` with optimizers beyond SGD; the rule corrects it by c.
 
     Args:
-        constant: c, > 0.
-        cap: Highest rate, > 0.
+        constant: c, in [1e-4, 1e4].
+        cap: Highest rate, > 0; None for the highest of the optimizer's range.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    def __init__(self, constant: float = 0.2, cap: float = 100.0) -> None:
-        if not (0 < constant < float("inf") and 0 < cap < float("inf")):
-            raise ValueError(f"constant and cap must be finite numbers > 0, but constant={constant!r} and cap={cap!r} were given.")
+    def __init__(self, constant: float = 0.2, cap: float | None = None) -> None:
+        if not 10**-DECADES <= constant <= 10**DECADES:
+            raise ValueError(f"constant must be in [1e-4, 1e4], but {constant!r} was given.")
         self.constant, self.cap = constant, cap
 
     def bind(self, optimizer: str = "sgd") -> BoundController:
-        """The rule with the decision process it needs: ``log η`` and ``log(η ⟨g, u⟩⁺ / (ℓ − b))`` hold the Polyak step size."""
-        return BoundController(self, MDP(optimizer=optimizer, features=["log_rate", "predicted_decrease"], action="rate"))
+        """The rule with the decision process that computes it."""
+        action = {"kind": "residual", "base": "sps", "constant": 1.0, "decades": DECADES}  # all constants share one decision process
+        return BoundController(self, MDP(optimizer=optimizer, features=["log_loss"], action=action, lr_max=self.cap))
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`."""
-        observations = np.asarray(observation, np.float64)
-        log_rate, log_decrease = observations[..., 0], observations[..., 1]
-        # At its lower clip the direction does not descend, as momentum's may: the rate in force stays.
-        log_polyak = np.where(log_decrease <= -CLIP, log_rate - math.log10(self.constant), log_rate - log_decrease)
-        return np.minimum(self.constant * 10.0**log_polyak, self.cap)[..., None], state
+        """The same correction ``(N, 1)`` always; see :class:`lr_env.controllers.Controller`."""
+        return np.full((*np.shape(observation)[:-1], 1), math.log10(self.constant) / DECADES), state

@@ -124,7 +124,9 @@ def test_the_specification_names_every_feature_with_its_formula() -> None:
 
 def test_only_needed_signals_are_asked_for() -> None:
     assert MDP(features=["log_loss"]).begin(1, 10, 0.0).needs == frozenset()
-    assert MDP(features=["log_loss"], action="residual").begin(1, 10, 0.0).needs == {"gradient_dot_direction"}
+    slope = {"gradient_dot_direction", "gradient_norm_squared", "direction_norm_squared"}
+    assert MDP(features=["log_loss"], action="residual").begin(1, 10, 0.0).needs == slope
+    assert MDP(features=["alignment", "disagreement_mean"]).begin(1, 10, 0.0).needs == {"direction_agreement", "loss_variance"}
 
 
 def process(device: torch.device | None = None) -> tuple[DecisionProcess, int]:

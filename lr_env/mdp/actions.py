@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -101,13 +101,19 @@ BASE_SCHEDULES: Mapping[str, Callable[[Array], Array]] = {
 """Shapes of a base schedule: factor on the initial rate against progress in [0, 1)."""
 
 
+LOG_LEAST_COSINE = -1.0
+"""log10 of the cosine between gradient and direction below which the Polyak step size takes it for this."""
+
+
 @dataclass(frozen=True)
 class ResidualAction:
     """A correction of a base rate, anew at every decision: ``η = base · 10^(decades · a)`` (as SOLAR, 2026, on a schedule).
 
     Attributes:
-        base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / ⟨g, u⟩⁺`` (Loizou et al. 2021), which makes the
-            action invariant to the scale of the loss and to the initial rate; or one of :data:`BASE_SCHEDULES` times the initial rate.
+        base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / max(⟨g, u⟩, 0.1 ‖g‖ ‖u‖)`` (Loizou et al. 2021; for SGD
+            the denominator is ‖g‖²), which makes the action invariant to the scale of the loss and to the initial rate; or one of
+            :data:`BASE_SCHEDULES` times the initial rate. The floor of the slope is ours: momentum's direction may be nearly orthogonal to
+            the gradient, or ascend.
         decades: Largest correction, > 0.
         constant: Factor of the Polyak step size, > 0.
     """
@@ -115,6 +121,8 @@ class ResidualAction:
     base: str = "sps"
     decades: float = 1.5
     constant: float = 0.2
+
+    _slope_signals: ClassVar = ("gradient_dot_direction", "gradient_norm_squared", "direction_norm_squared")
 
     def __post_init__(self) -> None:
         if self.base != "sps" and self.base not in BASE_SCHEDULES:
@@ -125,7 +133,7 @@ class ResidualAction:
     @property
     def needs(self) -> frozenset[str]:
         """Signals of the base rate."""
-        return frozenset({"gradient_dot_direction"}) if self.base == "sps" else frozenset()
+        return frozenset(self._slope_signals) if self.base == "sps" else frozenset()
 
     def space(self, num_groups: int) -> gym.Space[Any]:
         """Box [−1, 1] of shape ``(G,)``."""
@@ -138,10 +146,11 @@ class ResidualAction:
     def log_base_rates(self, statistics: Statistics, record: Record, rates: RateRange) -> Array:
         """log10 of the base rates ``(1, G, N)``."""
         if self.base == "sps":
-            slope = statistics.log(record, "gradient_dot_direction")
-            polyak = math.log10(self.constant) + statistics.log(record, "loss") - slope
-            # Where the direction does not descend, as momentum's may, there is no Polyak step size: the rate in force stays.
-            return namespace(slope).where(slope <= math.log10(TINY), record["log_rate"], polyak)
+            slope, gradient, direction = (statistics.log(record, signal) for signal in self._slope_signals)
+            floored = namespace(slope).maximum(slope, gradient + direction + LOG_LEAST_COSINE)
+            polyak = math.log10(self.constant) + statistics.log(record, "loss") - floored
+            # Without a gradient there is no Polyak step size: the rate in force stays.
+            return namespace(slope).where(floored <= math.log10(TINY), record["log_rate"], polyak)
         factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
         return math.log10(rates.initial) + namespace(factor).log10(factor)
 
