@@ -53,6 +53,9 @@ REFERENCE_DECADES = 2.0
 REFERENCE_POINTS = 9
 """The reference is the best constant rate of so many, evenly spaced, so far either side of the initial rate; chosen on other trainings."""
 
+TUNING_TRAININGS = 24
+"""So many for each of these rates, or one for each variant of a family where these are more."""
+
 DIVERGENCE_PENALTY = 1.0
 """Decades above its initial loss that a diverged training scores."""
 
@@ -226,8 +229,7 @@ class Training:
             )
         self.hyperparameters = self._hyperparameters()
         self.agent = self._make_agent()
-        count = -(-options.evaluation_trainings // self.num_variants) * self.num_variants
-        self.evaluation = EvaluationTrainings(name, count, options, self.environment.mdp)
+        self.evaluation = EvaluationTrainings(name, self.num_variants, options, self.environment.mdp)
         self.record = self._new_record(arguments)
         if self.checkpoint_path.exists():
             self._resume()
@@ -453,14 +455,15 @@ class EvaluationTrainings:
 
     Args:
         task: Registered name.
-        count: N, a multiple of the task's variants.
+        num_variants: Of the task; N is a multiple of them.
         options: Of the training.
         mdp: The decision process that is trained in.
     """
 
-    def __init__(self, task: str, count: int, options: TrainingOptions, mdp: MDP) -> None:
-        self.task, self.count, self.options = task, count, options
-        self.seeds = role_seeds(options.seed, Role.EVALUATE, count)
+    def __init__(self, task: str, num_variants: int, options: TrainingOptions, mdp: MDP) -> None:
+        self.task, self.num_variants, self.options = task, num_variants, options
+        self.count = _multiple(options.evaluation_trainings, num_variants)
+        self.seeds = role_seeds(options.seed, Role.EVALUATE, self.count)
         reward = mdp.to_dict()["reward"]
         self.loss_floor = reward.get("loss_floor", 0.0) if isinstance(reward, dict) and reward.get("kind", "log_loss") == "log_loss" else 0.0
         action = {"kind": "residual", "base": "constant", "decades": REFERENCE_DECADES}
@@ -478,12 +481,12 @@ class EvaluationTrainings:
 
     def tune_reference(self) -> dict[str, Any]:
         """The best constant of the grid on other seeds, and its score on these: a JSON-ready mapping."""
-        points = np.linspace(-1, 1, REFERENCE_POINTS)
-        environment = self._environment(self.reference_mdp, self.count * REFERENCE_POINTS)  # all points side by side
-        seeds = role_seeds(self.options.seed, Role.TUNE, self.count) * REFERENCE_POINTS
-        scores = _scores(environment, ConstantAction(np.repeat(points, self.count)), seeds, self.loss_floor)
+        points, count = np.linspace(-1, 1, REFERENCE_POINTS), _multiple(min(TUNING_TRAININGS, self.count), self.num_variants)
+        environment = self._environment(self.reference_mdp, count * REFERENCE_POINTS)  # all points side by side
+        seeds = role_seeds(self.options.seed, Role.TUNE, count) * REFERENCE_POINTS
+        scores = _scores(environment, ConstantAction(np.repeat(points, count)), seeds, self.loss_floor)
         environment.close()
-        means = scores.values.reshape(REFERENCE_POINTS, self.count).mean(1)
+        means = scores.values.reshape(REFERENCE_POINTS, count).mean(1)
         reference = {"action": float(points[means.argmin()])}
         result = self.run(self._reference(reference))
         grid = [[float(10 ** (REFERENCE_DECADES * point)), float(mean)] for point, mean in zip(points, means, strict=True)]
@@ -534,6 +537,11 @@ def _scores(environment: LearningRateVectorEnv, controller: Controller, seeds: S
     last = episodes.evaluate("train").losses - episodes.lower_bounds
     last = np.where(diverged | ~np.isfinite(last), first * 10**DIVERGENCE_PENALTY, last)
     return Scores(np.log10(np.maximum(last + loss_floor * first, 1e-38)), diverged)
+
+
+def _multiple(number: int, of: int) -> int:
+    """The smallest multiple that is not below ``number``."""
+    return -(-number // of) * of
 
 
 def environment_arguments(options: TrainingOptions) -> dict[str, Any]:
