@@ -300,10 +300,11 @@ class Episodes:
                 self._pay_due(outcome, ~outcome.ended if running is None else running & ~outcome.ended)
         return outcome
 
-    def evaluate(self, split: SplitName) -> Evaluation:
-        """Mean loss and metric of all members over a whole split, in evaluation mode."""
+    def evaluate(self, split: SplitName, num_examples: int | None = None) -> Evaluation:
+        """Mean loss and metric of all members over a whole split, or over so many fixed examples of it, in evaluation mode."""
+        subset = None if num_examples is None else draw_subset(self.family.variants[0], split, num_examples)
         with _Threads(self.num_threads):
-            return self.population.evaluate(split)
+            return self.population.evaluate(split, subset)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Everything that determines the future of members ``(K,)``."""
@@ -457,8 +458,12 @@ class Episodes:
         """
         process, library = self.process, namespace(actions)
         process.act(record, actions, deciding)
-        rates = record["rates"][0] if running is None else library.where(running, record["rates"][0], 0.0)
-        process.observe(record, train(rates.T, record["momentum"][0].T if process.mdp.control_momentum else None), begins)
+        shape = (process.num_groups, -1)
+        rates = record["rates"].reshape(shape)  # (G, N)
+        if running is not None:
+            rates = library.where(running, rates, 0.0)
+        momenta = record["momentum"].reshape(shape).T if process.mdp.control_momentum else None
+        process.observe(record, train(rates.T, momenta), begins)
         diverged = process.has_diverged(record)
         if running is not None:
             diverged &= running
@@ -470,7 +475,7 @@ class Episodes:
         else:
             # Of the other sources, only "next_batch" takes its potential from minibatches; but all pay for a divergence at once.
             process.pay(record, record["loss"], running if process.reward.source == "next_batch" else diverged)
-        record["diverged"][:] = diverged
+        record["diverged"][:] = process.of_columns(diverged)
 
     def _to_table(self, values: np.ndarray) -> Array:
         """Values in the form that the table has."""
@@ -478,7 +483,7 @@ class Episodes:
 
     def _begin_potential(self, members: np.ndarray) -> None:
         losses = self.losses if self.process.reward.source == "same_batch" else self._subset_losses()
-        columns = self.table[..., members]  # a copy
+        columns = _columns(self.table, members)
         with np.errstate(all="ignore"):
             self.process.begin_potential(self.process.record(columns), self._to_table(losses[members]))
         self.table[..., members] = columns
@@ -498,16 +503,17 @@ class Episodes:
         if not jumped.any():
             return
         members = np.flatnonzero(jumped)
-        spoilt = _to_numpy(process.record(self.table)["potential"][0, 0, members])
+        spoilt = _to_numpy(process.record(self.table)["potential"][0, members])
         safe.restore(members, self.population.state, self.table)
-        columns = self.table[..., members]  # a copy
+        columns = _columns(self.table, members)
         record = process.record(columns)
-        record["age"][:] = self._to_table(outcome.steps[members].astype(np.float64))
+        record["age"][:] = self._to_table(np.tile(outcome.steps[members].astype(np.float64), process.num_groups))
         record["progress"][:] = record["age"] / self.horizon
         self.table[..., members] = columns
-        outcome.rewards[members] += spoilt - _to_numpy(record["potential"][0, 0]) - breaker.penalty
+        outcome.rewards[members] += spoilt - _to_numpy(record["potential"][0, : len(members)]) - breaker.penalty
         outcome.observations[members] = _to_numpy(process.observation(columns))
-        outcome.losses[members], outcome.rates[members] = _to_numpy(record["loss"][0, 0]), _to_numpy(record["rates"][0].T)
+        outcome.losses[members] = _to_numpy(record["loss"][0, : len(members)])
+        outcome.rates[members] = _to_numpy(record["rates"]).reshape(process.num_groups, -1).T
         outcome.diverged = outcome.diverged & ~jumped
         outcome.rolled_back = jumped
 
@@ -523,7 +529,7 @@ class Episodes:
         record = self.process.record(self.table)
         with np.errstate(all="ignore"):
             self.process.pay(record, self._to_table(self._subset_losses()), self._to_table(paid))
-        outcome.rewards += _to_numpy(record["reward"])[0, 0]
+        outcome.rewards += _to_numpy(record["reward"])[0, : self.num_members]
 
     def _subset_losses(self) -> np.ndarray:
         return self.population.evaluate(self._subset_split, self._subset).losses
@@ -569,6 +575,11 @@ class _Threads:
     def __exit__(self, *exception: object) -> None:
         if self._before != self._inside:
             torch.set_num_threads(self._before)
+
+
+def _columns(table: Array, members: np.ndarray) -> Array:
+    """The columns of members ``(K,)`` in a table of their own, which lies in memory row by row."""
+    return np.take(table, members, axis=-1) if isinstance(table, np.ndarray) else table[..., members].contiguous()
 
 
 def _to_numpy(values: Array) -> Any:

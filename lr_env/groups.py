@@ -131,10 +131,10 @@ class EpisodeGroups:
             self._joined("begin", begun)
         return self._joined("step", arguments)
 
-    def evaluate(self, split: SplitName) -> Evaluation:
+    def evaluate(self, split: SplitName, num_examples: int | None = None) -> Evaluation:
         """See :class:`lr_env.episodes.Episodes`; the metric of a task that has none is not a number."""
         losses, metrics = np.zeros(self.num_members), np.full(self.num_members, np.nan)
-        evaluations: list[Evaluation] = self._call("evaluate", [(split,)] * len(self._groups))
+        evaluations: list[Evaluation] = self._call("evaluate", [(split, num_examples)] * len(self._groups))
         for (_, own), evaluation in zip(self._groups, evaluations, strict=True):
             losses[own] = evaluation.losses
             if evaluation.metrics is not None:

@@ -110,3 +110,15 @@ def test_gradients_mapped_over_stacked_parameters_equal_a_loop(
         looped = grad(loss)(dict(model.named_parameters()), *batch)
         for name, gradient in looped.items():
             torch.testing.assert_close(mapped[name][i], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_convolutions_as_products_equal_convolutions() -> None:
+    images = torch.randn(5, 2, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for as_products in (False, True):
+        torch.manual_seed(3)
+        model = cnn((2, 7, 6), (3, 4), 10, as_products=as_products).double()
+        gradients = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
+        results.append((*model.parameters(), model(images), *gradients))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-11, atol=1e-12)

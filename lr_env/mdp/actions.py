@@ -46,7 +46,7 @@ class Action(Protocol):
         ...
 
     def log_rates(self, action: Array, statistics: Statistics, record: Record, rates: RateRange) -> Array:
-        """log10 of the rates ``(1, G, N)`` before clipping to the range; ``action`` is ``(1, G, N)``, within its space."""
+        """log10 of the rates ``(1, C)`` before clipping to the range; ``action`` is ``(1, C)``, within its space."""
         ...
 
 
@@ -144,7 +144,7 @@ class ResidualAction:
         return self.log_base_rates(statistics, record, rates) + self.decades * action
 
     def log_base_rates(self, statistics: Statistics, record: Record, rates: RateRange) -> Array:
-        """log10 of the base rates ``(1, G, N)``."""
+        """log10 of the base rates ``(1, C)``."""
         if self.base == "sps":
             slope, gradient, direction = (statistics.log(record, signal) for signal in self._slope_signals)
             floored = namespace(slope).maximum(slope, gradient + direction + LOG_LEAST_COSINE)

@@ -17,7 +17,7 @@ Array: TypeAlias = Any
 """A NumPy array, or a tensor of PyTorch."""
 
 Record: TypeAlias = Mapping[str, Array]
-"""Named rows ``(size, G, N)`` of a table, as views: ``record["age"][:] = 0`` writes into the table."""
+"""Named rows ``(size, C)`` of a table, as views: ``record["age"][:] = 0`` writes into the table."""
 
 
 def namespace(array: Array) -> Any:

@@ -177,16 +177,19 @@ class Observer:
         terms = [(*(*feature.plus, "zero")[:2], feature.minus) for feature in features]
         chosen = np.array([[rows[name] for name in names] for names in terms]).T  # (3, F)
         self._rows: Array = chosen if device is None else torch.from_numpy(chosen).to(device)
-        self._scales = constant([[[feature.scale]] for feature in features], device)
+        self._scales = constant([[feature.scale] for feature in features], device)
         self._lowest, self._highest = constant(-CLIP, device), constant(CLIP, device)
 
     def __call__(self, table: Array) -> Array:
         """Observations ``(N, G · F)``, float32, finite, within ±10, of a table ``(rows, G, N)``; a fresh array, group after group."""
-        library = namespace(table)
-        first, second, minus = table.take(self._rows, axis=0) if library is np else table[self._rows]
-        values = (first + second - minus) * self._scales
+        library, (_, num_groups, num_members) = namespace(table), table.shape
+        columns = table.reshape(len(table), -1)
+        first, second, minus = columns.take(self._rows, axis=0) if library is np else columns[self._rows]
+        values = (first + second - minus) * self._scales  # (F, C)
         # fmax takes the number where the other operand is not one.
         clipped = library.minimum(library.fmax(values, self._lowest), self._highest)
+        if num_groups > 1:
+            clipped = library.moveaxis(clipped.reshape(-1, num_groups, num_members), 0, 1).reshape(-1, num_members)
         if library is np:
-            return clipped.T.astype(np.float32, order="C").reshape(table.shape[-1], -1)
-        return clipped.permute(2, 1, 0).to(torch.float32, memory_format=torch.contiguous_format).flatten(1)
+            return clipped.T.astype(np.float32, order="C")
+        return clipped.t().to(torch.float32, memory_format=torch.contiguous_format)

@@ -118,7 +118,8 @@ class MDP:
 class DecisionProcess:
     """An :class:`MDP` at work: turns signals into observations and rewards, and actions into rates.
 
-    What is kept of N trainings lies in one table ``(rows, G, N)``, float64, whose rows have names. To those of
+    What is kept of N trainings lies in one table ``(rows, G, N)``, float64, whose rows have names; formulas run over its C = G · N columns, of
+    all trainings' first groups, then of their second ones, and so on. To the rows of
     :class:`lr_env.mdp.statistics.Statistics` come ``potential`` (Φ), ``first_excess`` (ℓ₀ − b), those of :data:`ON_REQUEST` that are used, and
     what a step reports: ``loss``, ``reward``, ``diverged`` (0 or 1) and ``rates`` (last applied). The methods that take a record
     change it in place.
@@ -169,34 +170,41 @@ class DecisionProcess:
         log_rates = np.clip(math.log10(self.rates.initial) + offsets, math.log10(self.rates.lowest), math.log10(self.rates.highest))
         table = np.zeros((sum(self.sizes.values()), self.num_groups, count))
         record = self.record(table)
+        log_rates = self.of_columns(log_rates)
         self.statistics.begin(record, log_rates)
         record["rates"][:] = 10.0**log_rates
         if "momentum_decades" in record:
-            self._set_momentum(record, np.full((1, self.num_groups, count), _own_momentum(self.mdp.optimizer)))
+            momentum = _own_momentum(self.mdp.optimizer)
+            record["momentum_decades"][:] = -math.log10(1 - momentum)
+            if "momentum" in record:
+                record["momentum"][:] = momentum
         if "depth" in record:
-            record["depth"][0] = np.linspace(0, 1, self.num_groups)[:, None]
+            record["depth"][:] = np.repeat(np.linspace(0, 1, self.num_groups), count)
         return constant(table, self._device)
 
     def record(self, table: Array) -> Record:
-        """The rows of a table by name."""
-        return {name: table[part] for name, part in self._parts.items()}
+        """The rows of a table, which lies in memory row by row, by name."""
+        columns = table.reshape(len(table), -1)
+        return {name: columns[part] for name, part in self._parts.items()}
 
     def act(self, record: Record, actions: Array, deciding: Array | None) -> None:
         """Sets the rates that parsed actions ``(A, N)`` choose, of those ``deciding (N,)``, or of all."""
-        chosen = actions[: self.num_groups][None]
+        chosen = actions[: self.num_groups].reshape(1, -1)
         log_rates = self._clipped(self.action.log_rates(chosen, self.statistics, record, self.rates))
         changes = {"log_rate": log_rates, "rates": chosen if isinstance(self.action, RateAction) else 10.0**log_rates}
         if self.mdp.control_momentum:
-            second = actions[self.num_groups :][None]
+            second = actions[self.num_groups :].reshape(1, -1)
             momentum = second if isinstance(self.action, RateAction) else 1 - 10.0 ** (-1 - second)
             changes["momentum"], changes["momentum_decades"] = momentum, -namespace(momentum).log10(1 - momentum)
         if "previous_action" in record:
             changes["previous_action"] = chosen
+        columns = None if deciding is None else self.of_columns(deciding)
         for name, values in changes.items():
-            record[name][:] = values if deciding is None else namespace(deciding).where(deciding, values, record[name])
+            record[name][:] = values if columns is None else namespace(columns).where(columns, values, record[name])
 
     def observe(self, record: Record, signals: Array, begins: bool = True) -> None:
         """Takes in one SGD step with signals ``(R, G, N)``; ``begins`` says whether it may be somebody's first."""
+        signals = signals.reshape(len(signals), -1)
         self.statistics.update(record, signals, begins)
         record["loss"][:] = signals[:1]
         if isinstance(self.action, ResidualAction) and (begins or "log_base_rate" in record):
@@ -209,21 +217,23 @@ class DecisionProcess:
             record["log_base_rate"][:] = base
 
     def pay(self, record: Record, losses: Array, paid: Array | None) -> None:
-        """Losses ``(N,)`` set the potential of those ``paid (N,)``, or of all, anew; ``reward`` is what it fell by."""
-        potential = self.reward.potential(self._excess(losses), record["first_excess"])
+        """Losses ``(N,)``, or a row of them, set the potential of those ``paid (N,)``, or of all, anew; ``reward`` is what it fell by."""
+        potential = self.reward.potential(self._excess(self.of_columns(losses)), record["first_excess"])
         if paid is not None:
-            potential = namespace(paid).where(paid, potential, record["potential"])
+            potential = namespace(paid).where(self.of_columns(paid), potential, record["potential"])
         record["reward"][:] = record["potential"] - potential
         record["potential"][:] = potential
 
     def begin_potential(self, record: Record, losses: Array) -> None:
-        """Takes the first losses ``(N,)`` of trainings."""
+        """Takes the first losses ``(N,)``, or a row of them, of trainings."""
+        losses = self.of_columns(losses)
         record["first_excess"][:] = namespace(losses).fmax(self._excess(losses), constant(TINY, self._device))
         record["potential"][:] = self.reward.potential(self._excess(losses), record["first_excess"])
 
     def has_diverged(self, record: Record) -> Array:
         """Booleans ``(N,)``."""
-        return self.reward.has_diverged(self._excess(record["loss"][0, 0]), record["first_excess"][0, 0])
+        num_members = record["loss"].shape[1] // self.num_groups
+        return self.reward.has_diverged(self._excess(record["loss"][0, :num_members]), record["first_excess"][0, :num_members])
 
     def observation(self, table: Array) -> Array:
         """Observations ``(N, G · F)``, float32: the features of the first group, then those of the second, and so on."""
@@ -260,10 +270,9 @@ class DecisionProcess:
         lows, highs = (np.append(bounds, np.full(self.num_groups, bound)) for bounds, bound in ((space.low, low), (space.high, high)))
         return gym.spaces.Box(lows.astype(space.dtype), highs.astype(space.dtype), dtype=space.dtype.type)
 
-    def _set_momentum(self, record: Record, momentum: Array) -> None:
-        record["momentum_decades"][:] = -namespace(momentum).log10(1 - momentum)
-        if "momentum" in record:
-            record["momentum"][:] = momentum
+    def of_columns(self, values: Array) -> Array:
+        """Values of the trainings ``(N,)`` for all columns ``(C,)``; those of columns ``(1, C)`` as they are."""
+        return values if self.num_groups == 1 or values.ndim == 2 else namespace(values).tile(values, (self.num_groups,))
 
     def _excess(self, losses: Array) -> Array:
         return losses - self.lower_bound if self.lower_bound else losses

@@ -1,7 +1,7 @@
 """Running statistics of N trainings, from which features are computed. All logarithms are base 10: units are decades.
 
-They are rows of a table ``(rows, G, N)``, float64, by name; see :data:`lr_env.mdp.arrays.Record`. What belongs to the training as a
-whole, such as its loss, stands in the columns of all of its G parameter groups.
+They are rows of a table, float64, by name, with a column for each parameter group of each training, C in all; see
+:data:`lr_env.mdp.arrays.Record`. What belongs to the training as a whole, such as its loss, stands in the columns of all of its groups.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class Statistics:
             [LOSS_FLOOR if name in LOSSES else 0.0 for name in names],
             [1 / max(time_constant, 1.0) for time_constant in time_constants],
         )
-        self._offsets, self._scales, self._floors, self._gains = (constant(column, device)[:, None, None] for column in columns)
+        self._offsets, self._scales, self._floors, self._gains = (constant(column, device)[:, None] for column in columns)
         self._tiny = constant(TINY, device)
 
     def begin(self, record: Record, log_rates: np.ndarray) -> None:
-        """Sets the record, all zero, of trainings that have seen nothing yet, with log10 of their initial rates ``(K,)``."""
+        """Sets the record, all zero, of trainings that have seen nothing yet, with log10 of their initial rates ``(C,)``."""
         record["log_horizon"][:] = math.log10(self.horizon) / 4
         record["age"][:] = -1
         record["log_rate"][:] = log_rates
 
     def update(self, record: Record, signals: Array, begins: bool = True) -> None:
-        """Takes in one SGD step with signals ``(R, G, N)``; ``begins`` says whether it may be somebody's first."""
+        """Takes in one SGD step with signals ``(R, C)``; ``begins`` says whether it may be somebody's first."""
         library = namespace(signals)
         age, floors, averages = record["age"], record["floors"], record["averages"]
         targets = library.zeros_like(averages)
@@ -111,7 +111,7 @@ class Statistics:
         record["progress"][:] = age / self.horizon
 
     def log(self, record: Record, signal: str) -> Array:
-        """log10 of a signal, ``(1, G, N)``; of a squared norm, the norm's; of the loss, log10(ℓ − b)."""
+        """log10 of a signal, ``(1, C)``; of a squared norm, the norm's; of the loss, log10(ℓ − b)."""
         return self._row(record["logs"], signal)
 
     def _row(self, values: Array, signal: str) -> Array:

@@ -30,9 +30,9 @@ class Observed:
 
     Attributes:
         positions: Row of each signal by its name.
-        values: ``(R, G, N)``.
-        logs: log10 of them, as the statistics keep them; ``(R, G, N)``.
-        is_first: Whose first step it is, booleans ``(1, G, N)``, or None for nobody's.
+        values: ``(R, C)``.
+        logs: log10 of them, as the statistics keep them; ``(R, C)``.
+        is_first: Whose first step it is, booleans ``(1, C)``, or None for nobody's.
     """
 
     positions: Mapping[str, int]
@@ -41,12 +41,12 @@ class Observed:
     is_first: Array | None
 
     def value(self, signal: str) -> Array:
-        """A signal as it is, ``(1, G, N)``."""
+        """A signal as it is, ``(1, C)``."""
         row = self.positions[signal]
         return self.values[row : row + 1]
 
     def log(self, signal: str) -> Array:
-        """Its logarithm, ``(1, G, N)``."""
+        """Its logarithm, ``(1, C)``."""
         row = self.positions[signal]
         return self.logs[row : row + 1]
 

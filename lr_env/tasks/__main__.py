@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 from torch.utils.flop_counter import FlopCounterMode
 
 from lr_env.seeding import preserved_global_generators
@@ -23,19 +24,36 @@ def row(name: str) -> tuple[str, ...]:
 
 
 def describe(family: TaskFamily) -> tuple[str, ...]:
-    """The columns from the splits on; of a family with several variants, those of the first one."""
-    task = family.variants[0]
-    sizes = "fresh samples"
-    if isinstance(task.data, Data):
-        sizes = " / ".join(f"{len(getattr(task.data, split)):,}" for split in SPLITS)
-    num_parameters = sum(parameter.numel() for parameter in task.make_model(np.random.SeedSequence(0)).parameters())
-    low, high = family.input_scale_decades
+    """The columns from the splits on; spans from the least to the most where variants differ."""
+    tasks = family.variants
+    sizes = {_sizes(task) for task in tasks}
+    num_parameters = [sum(parameter.numel() for parameter in task.initial_model(0).parameters()) for task in tasks]
     varies = [f"{family.num_variants} variants"] if family.num_variants > 1 else []
     if family.varies_inputs:
-        varies.append(f"inputs × 10^u, u from {low:g} to {high:g}")
-    metric = "" if task.metric is None else task.metric.name
-    megaflops = f"{flops_per_step(task) / 1e6:,.2f}"
-    return sizes, f"{num_parameters:,}", megaflops, str(task.batch_size), str(task.horizon), metric, "; ".join(varies)
+        varies.append("inputs × 10^({:g} to {:g})".format(*family.input_scale_decades))
+    if family.varies_initialisation:
+        varies.append("initial weights × 10^({:g} to {:g})".format(*family.initialisation_scale_decades))
+    if family.varies_labels:
+        varies.append("label noise {:g} to {:g}".format(*family.label_noise))
+    return (
+        sizes.pop() if len(sizes) == 1 else "by variant",
+        _span(num_parameters, ",.0f"),
+        _span([flops_per_step(task) / 1e6 for task in tasks], ",.2f"),
+        _span([task.batch_size for task in tasks], "d"),
+        _span([task.horizon for task in tasks], "d"),
+        " or ".join(sorted({task.metric.name for task in tasks if task.metric is not None})),
+        "; ".join(varies),
+    )
+
+
+def _sizes(task: Task) -> str:
+    data = task.data
+    return " / ".join(f"{len(getattr(data, split)):,}" for split in SPLITS) if isinstance(data, Data) else "fresh samples"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def flops_per_step(task: Task) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -19,7 +20,13 @@ def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: ty
     return nn.Sequential(*layers[:-1])
 
 
-def cnn(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+def cnn(
+    image_shape: tuple[int, int, int],
+    channels: Sequence[int],
+    num_outputs: int,
+    activation: type[nn.Module] = nn.ReLU,
+    as_products: bool = False,
+) -> nn.Module:
     """A convolutional network: per entry of ``channels`` a 3×3 convolution, activation and 2×2 maximum pooling; then one linear layer.
 
     Args:
@@ -27,13 +34,38 @@ def cnn(image_shape: tuple[int, int, int], channels: Sequence[int], num_outputs:
         channels: Of each convolution's output.
         num_outputs: Of the linear layer.
         activation: Module between the layers.
+        as_products: Whether convolutions are computed as :class:`ProductConvolution` does.
     """
     num_channels, height, width = image_shape
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise([num_channels, *channels]):
-        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), activation(), nn.MaxPool2d(2)]
+        convolution = ProductConvolution(fan_in, fan_out) if as_products else nn.Conv2d(fan_in, fan_out, 3, padding=1)
+        layers += [convolution, activation(), nn.MaxPool2d(2)]
         num_channels, height, width = fan_out, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_channels * height * width, num_outputs))
+
+
+class ProductConvolution(nn.Module):
+    """``nn.Conv2d(fan_in, fan_out, 3, padding=1)`` as the product of a matrix with all patches; the same parameters and initial values.
+
+    Batched over many models it is one batched product, where a convolution would become a grouped one, which PyTorch computes slowly for
+    small models on a CPU. For a single model, or many channels, the convolution is faster.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(fan_in, fan_out, 3, padding=1)
+        assert convolution.bias is not None
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images (B, C, H, W)`` become ``(B, C', H, W)``."""
+        count, num_channels, height, width = images.shape
+        padded = F.pad(images, (1, 1, 1, 1))
+        shifted = [padded[:, :, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+        patches = torch.stack(shifted, dim=2).permute(1, 2, 0, 3, 4).reshape(9 * num_channels, count * height * width)
+        products = self.weight.flatten(1) @ patches + self.bias.unsqueeze(1)  # (C', B · H · W)
+        return products.view(-1, count, height, width).transpose(0, 1)
 
 
 def image_mlp(image_shape: tuple[int, int, int], hidden: Sequence[int], num_outputs: int) -> nn.Module:
