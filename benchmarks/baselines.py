@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from agents.schedules import Schedule, constant, cosine, step_decay
 from benchmarks.runner import Result, Runner
 from lr_env.controllers import BoundController, Controller
 from lr_env.mdp import MDP
+from lr_env.tasks import Task, TaskFamily
 from lr_env.training import make_optimizer
 
 GRID_POINTS = 15
@@ -38,9 +40,9 @@ def schedule_shapes(horizon: int, optimizer: str = "sgd") -> dict[str, Callable[
     return {name: partial(_bind_schedule, shape, optimizer) for name, shape in shapes.items()}
 
 
-def polyak(value: float) -> BoundController:
+def polyak(value: float, optimizer: str = "sgd") -> BoundController:
     """SPS with this constant."""
-    return StochasticPolyak(value).bind()
+    return StochasticPolyak(value).bind(optimizer)
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,23 @@ class RandomController:
 
 
 class RunnerCache:
-    """Runners of one task and one set of seeds, one per decision process, so that graphs are built once."""
+    """Runners of one task and one set of seeds, one per decision process, so that graphs are built once.
 
-    def __init__(self, task: str, seeds: list[int]) -> None:
-        self.task, self.seeds = task, seeds
+    Args:
+        task: As of :class:`benchmarks.runner.Runner`.
+        seeds: One per training.
+        **options: Of the runners.
+    """
+
+    def __init__(self, task: str | Task | TaskFamily, seeds: list[int], **options: Any) -> None:
+        self.task, self.seeds, self.options = task, seeds, options
         self._runners: dict[str, Runner] = {}
 
     def run(self, bound: BoundController) -> Result:
         """Runs a controller on the trainings of all seeds."""
         key = repr(bound.mdp)
         if key not in self._runners:
-            self._runners[key] = Runner(self.task, bound.mdp, self.seeds)
+            self._runners[key] = Runner(self.task, bound.mdp, self.seeds, **self.options)
         return self._runners[key].run(bound.controller)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lr_env.controllers import BoundController, Controller
+from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
 from lr_env.tasks import Task, TaskFamily
-from lr_env.vector_env import LearningRateVectorEnv
+from lr_env.training import Evaluation
 
 DIVERGENCE_PENALTY = 1.0
 """Decades above its initial loss that a diverged training scores."""
@@ -21,10 +22,10 @@ class Result:
     """What a controller achieved on N trainings.
 
     Attributes:
-        scores: log10 of the loss of the final weights over the whole training split, ``(N,)``; of a diverged training, its initial log10
-            loss + 1.
+        scores: log10 of the loss of the final weights over the training split, above its bound, ``(N,)``; of a diverged training, its
+            initial log10 loss + 1.
         diverged: ``(N,)``.
-        test_losses: Loss over the test split, ``(N,)``.
+        test_losses: Loss over the test split, ``(N,)``; not a number where it was not evaluated.
         test_metrics: The task's metric over the test split, ``(N,)``, or None.
         losses: Minibatch losses before each SGD decision and after the last, ``(T + 1, N)``; after a divergence, not a number.
         rates: Rates applied, ``(T, N)``; after a divergence, not a number.
@@ -46,34 +47,50 @@ class Runner:
         mdp: The decision process; controllers with the same one share a runner, which builds its graphs once.
         seeds: One per training.
         horizon: SGD steps; None for the task's default.
+        num_examples: Examples of each split that losses and metrics are taken over, the same for all trainings; None for whole splits.
+        tests: Whether the test split is evaluated.
     """
 
-    def __init__(self, task: str | Task | TaskFamily, mdp: MDP, seeds: Sequence[int], horizon: int | None = None) -> None:
-        self.mdp, self.seeds = mdp, list(seeds)
-        self._environment = LearningRateVectorEnv(len(self.seeds), task, horizon, **mdp.to_dict())
+    def __init__(
+        self,
+        task: str | Task | TaskFamily,
+        mdp: MDP,
+        seeds: Sequence[int],
+        horizon: int | None = None,
+        num_examples: int | None = None,
+        tests: bool = True,
+    ) -> None:
+        self.mdp, self.seeds, self.num_examples, self.tests = mdp, list(seeds), num_examples, tests
+        self._episodes = make_episodes(task, len(self.seeds), mdp, horizon)
+        self._initial_scores: np.ndarray | None = None  # of weights that all controllers start from
 
     def run(self, controller: Controller) -> Result:
-        """Trains all members under this controller, deterministically."""
-        environment, num_members = self._environment, len(self.seeds)
-        observations, info = environment.reset(seed=self.seeds)
-        initial = np.log10(environment.evaluate("train").losses - environment.episodes.lower_bounds)
-        losses, rates, state = [info["loss"]], [], None
-        running, diverged, starts = np.ones(num_members, bool), np.zeros(num_members, bool), np.ones(num_members, bool)
-        ended = np.zeros(num_members, bool)
+        """Trains all members under this controller, deterministically. What has ended stays as it is."""
+        episodes, members = self._episodes, np.arange(len(self.seeds))
+        episodes.restart(members, self.seeds)
+        outcome = episodes.begin(members)
+        if self._initial_scores is None:
+            self._initial_scores = self._scores(episodes.evaluate("train", self.num_examples))
+        losses, rates, state = [outcome.losses], [], None
+        running, diverged, starts = np.ones(len(members), bool), np.zeros(len(members), bool), np.ones(len(members), bool)
         while running.any():
-            actions, state = controller.predict(observations, state, starts, deterministic=True)
-            observations, _, terminated, truncated, info = environment.step(actions)
-            losses.append(np.where(running, info["loss"], np.nan))
-            rates.append(np.where(running, info["learning_rate"], np.nan))
-            diverged |= running & info["diverged"]
-            running &= ~(terminated | truncated)
-            # A diverged member is reset in the next step; what it does from then on is not recorded.
-            starts, ended = ended, terminated | truncated
-        final, test = environment.evaluate("train"), environment.evaluate("test")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scores = np.log10(np.maximum(final.losses - environment.episodes.lower_bounds, 1e-38))
-        scores = np.where(diverged, initial + DIVERGENCE_PENALTY, scores)
+            actions, state = controller.predict(outcome.observations, state, starts, deterministic=True)
+            outcome = episodes.step(episodes.parse_actions(actions), None if running.all() else np.flatnonzero(running))
+            losses.append(np.where(running, outcome.losses, np.nan))
+            rates.append(np.where(running, outcome.rates[:, 0], np.nan))
+            diverged |= running & outcome.diverged
+            running &= ~outcome.ended
+            starts = np.zeros(len(members), bool)
+        final = episodes.evaluate("train", self.num_examples)
+        diverged |= ~np.isfinite(final.losses)
+        scores = np.where(diverged, self._initial_scores + DIVERGENCE_PENALTY, self._scores(final))
+        test = episodes.evaluate("test", self.num_examples) if self.tests else Evaluation(np.full(len(members), np.nan), None)
         return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates))
+
+    def _scores(self, evaluation: Evaluation) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            scores: np.ndarray = np.log10(np.maximum(evaluation.losses - self._episodes.lower_bounds, 1e-38))
+        return scores
 
 
 def run(bound: BoundController, task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None) -> Result:
