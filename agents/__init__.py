@@ -1,7 +1,17 @@
-"""What decides the learning rate: a DDPG agent, schedules, rules, and adapters to Stable-Baselines3 (``agents.sb3``)."""
+"""What decides the learning rate: a DDPG agent, an online actor-critic, schedules, rules, and adapters to Stable-Baselines3 (``agents.sb3``)."""
 
+from agents.actor_critic import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
 from agents.ddpg import DDPG, DDPGConfig
 from agents.rules import StochasticPolyak
 from agents.schedules import Schedule
 
-__all__ = ["DDPG", "DDPGConfig", "Schedule", "StochasticPolyak"]
+__all__ = [
+    "DDPG",
+    "ONLINE_ENVIRONMENT",
+    "ActorCriticConfig",
+    "DDPGConfig",
+    "OnlineActorCritic",
+    "OnlineLR",
+    "Schedule",
+    "StochasticPolyak",
+]

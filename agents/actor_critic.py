@@ -1,0 +1,475 @@
+"""The online actor-critic of Xu, Qin, Wang and Liu 2017 (arXiv 1705.11159): it learns during the one training that it controls.
+
+At each SGD step t, with f the minibatch loss, the state s = χ(w, x) of a minibatch x at the weights w, the actor π_θ and the critic Q_φ:
+
+1. sample x_i; s = χ(w_t, x_i); a = π_θ(s);
+2. w_{t+1} = w_t − a ∇f(x_i; w_t);
+3. r = f(x_i; w_t) − f(x_i; w_{t+1}); s_i' = χ(w_{t+1}, x_i);
+4. δ = r + γ Q_φ(s_i', π_θ(s_i')) − Q_φ(s, a); φ goes along δ ∇_φ Q_φ(s, a);
+5. sample another x_j; s_j' = χ(w_{t+1}, x_j); θ goes along ∇_θ π_θ(s_j') ∇_a Q_φ(s_j', a) at a = π_θ(s_j'): a rate that is fitted to one
+   minibatch must not overfit it.
+
+Where this comes from:
+
+- described: an actor, a two-layer LSTM with 20 units a layer, decides the rate at each step; a critic with one hidden layer of 10 units judges
+  state and action by TD learning; the state is the average loss of the minibatch; both are trained along with the main network;
+- recalled, and not checked against the source: the five steps above; no replay memory, no target networks; Adam for both networks; the rate is
+  the absolute value of the actor's output;
+- ours, each a field of :class:`ActorCriticConfig`: discount, Adam's rates, clipping, the late start of the actor, exploration, the initial rate of
+  the optimizer as the actor's first output, what the critic's hidden layer is made of, truncated back-propagation. Ours without a field: x_j is the
+  next minibatch, which the next step trains on; s_i' and s_j' are read from the LSTM's state after s, and only the next step's s advances it; the
+  critic takes the actor's output as it is; the rate applied, and no other, is clipped to the range.
+
+:class:`agents.DDPG`, with its replay memory, is another algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from lr_env.checks import positive_integer, unknown_name
+from lr_env.mdp import MDP
+from lr_env.mdp.actions import RateRange
+from lr_env.mdp.features import CLIP, resolve_features
+from lr_env.mdp.rewards import make_reward
+from lr_env.seeding import check_seed, preserved_global_generators
+from torch import Tensor, nn
+
+ONLINE_ENVIRONMENT: dict[str, Any] = {"features": "xu2017", "action": "rate", "reward": "loss", "reward_on": "same_batch"}
+"""Arguments of ``LearningRate-v0`` under which :class:`OnlineActorCritic` runs the algorithm as it is written above."""
+
+Memory: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Of an LSTM: hidden and cell state ``(1, H)`` of each layer."""
+
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_CHOICES = {
+    "output": ("absolute", "log"),
+    "exploration": ("log_normal", "none"),
+    "actor_example": ("next", "same"),
+    "critic_activation": _ACTIVATIONS,
+}
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """Choices of :class:`OnlineActorCritic`."""
+
+    output: Literal["absolute", "log"] = "absolute"
+    """What the actor's output y is. ``"absolute"``: the rate is |y|, as recalled; it has a kink at 0. ``"log"``: y is log10 of the rate."""
+    actor_example: Literal["next", "same"] = "next"
+    """Whose state the actor learns at: ``"next"``: of another minibatch, the next one, as recalled; ``"same"``: of the one just trained on."""
+    exploration: Literal["log_normal", "none"] = "log_normal"
+    """Noise on the rate. ``"none"`` as recalled; but then the critic never sees two rates in one state, and ∂Q/∂a is hardly known. Ours."""
+    exploration_decades: float = 0.1
+    """Standard deviation of log-normal exploration, decades, ≥ 0. Ours."""
+    discount: float = 0.9
+    """γ, within [0, 1]. Ours."""
+    actor_learning_rate: float = 1e-3
+    """Adam's rate for the actor, > 0. Ours."""
+    critic_learning_rate: float = 1e-3
+    """Adam's rate for the critic, > 0. Ours."""
+    gradient_clip: float | None = 1.0
+    """Largest norm of each network's gradient, > 0, or None. Ours."""
+    actor_starts: int = 100
+    """Updates of the critic before the first of the actor, which an untrained critic would push anywhere; ≥ 0. Ours."""
+    truncation: int = 1
+    """Steps that the actor's gradient goes back through the LSTM, ≥ 1; 1: its state is a constant. Ours."""
+    critic_activation: Literal["tanh", "relu"] = "tanh"
+    """Of the critic's hidden layer. Ours."""
+    actor_hidden: int = 20
+    """Units of each layer of the LSTM, as described."""
+    actor_layers: int = 2
+    """Layers of the LSTM, as described."""
+    critic_hidden: int = 10
+    """Units of the critic's hidden layer, as described."""
+
+    def __post_init__(self) -> None:
+        for name, valid in _CHOICES.items():
+            if getattr(self, name) not in valid:
+                raise unknown_name(name, getattr(self, name), valid)
+        for name in ("truncation", "actor_hidden", "actor_layers", "critic_hidden"):
+            positive_integer(name, getattr(self, name))
+        ranges = {
+            "discount": 0 <= self.discount <= 1,
+            "exploration_decades": 0 <= self.exploration_decades < math.inf,
+            "actor_learning_rate": 0 < self.actor_learning_rate < math.inf,
+            "critic_learning_rate": 0 < self.critic_learning_rate < math.inf,
+            "gradient_clip": self.gradient_clip is None or self.gradient_clip > 0,
+            "actor_starts": self.actor_starts >= 0,
+        }
+        for name, is_valid in ranges.items():
+            if not is_valid:
+                raise ValueError(f"{name} is out of range: {getattr(self, name)!r} was given. See the field's documentation in ActorCriticConfig.")
+
+
+class ActorNetwork(nn.Module):
+    """π_θ: an LSTM that reads one state after another, and a linear output that first is ``first_output`` whatever it reads.
+
+    Args:
+        num_features: F.
+        hidden: Units H of each layer.
+        num_layers: Layers of the LSTM.
+        first_output: y before the first update.
+    """
+
+    def __init__(self, num_features: int, hidden: int, num_layers: int, first_output: float) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(nn.LSTMCell(hidden if layer else num_features, hidden) for layer in range(num_layers))
+        self.output = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.constant_(self.output.bias, first_output)
+
+    def empty_memory(self) -> Memory:
+        """What the LSTM has before the first state."""
+        zeros = self.output.weight.new_zeros(1, self.output.in_features)
+        return [(zeros, zeros) for _ in self.cells]
+
+    def forward(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """A state ``(1, F)`` gives y ``(1, 1)`` and the memory after it."""
+        following: Memory = []
+        values = state
+        for cell, before in zip(self.cells, memory, strict=True):
+            following.append(cell(values, before))
+            values = following[-1][0]
+        return self.output(values), following
+
+
+class OnlineLearner:
+    """Actor and critic of one training, and their updates; what :class:`OnlineActorCritic` has one of for each training.
+
+    Args:
+        num_features: F.
+        rates: Initial rate, and the range that rates are clipped to.
+        config: Choices.
+        seed: Seed of networks and exploration.
+
+    Attributes:
+        actor: π_θ, float64.
+        critic: Q_φ of state and action ``(1, F + 1)``, float64.
+        num_updates: Updates of the critic so far.
+    """
+
+    def __init__(self, num_features: int, rates: RateRange, config: ActorCriticConfig, seed: np.random.SeedSequence) -> None:
+        self.rates, self.config, self.num_updates = rates, config, 0
+        networks, exploration = seed.spawn(2)
+        first_output = rates.initial if config.output == "absolute" else math.log10(rates.initial)
+        with preserved_global_generators():
+            torch.default_generator.manual_seed(int(networks.generate_state(1)[0]))
+            self.actor = ActorNetwork(num_features, config.actor_hidden, config.actor_layers, first_output).double()
+            hidden = nn.Linear(num_features + 1, config.critic_hidden)
+            self.critic = nn.Sequential(hidden, _ACTIVATIONS[config.critic_activation](), nn.Linear(config.critic_hidden, 1)).double()
+        self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.actor_learning_rate, fused=True)
+        self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate, fused=True)
+        self._generator = np.random.default_rng(exploration)
+        self._memory = self.actor.empty_memory()
+        # The states that the gradient goes back through, each with the memory before it.
+        self._past: deque[tuple[Tensor, Memory]] = deque(maxlen=config.truncation - 1)
+        self._state = self._action = torch.zeros(1, 1, dtype=torch.float64)
+
+    def act(self, state: np.ndarray, deterministic: bool = False) -> float:
+        """The rate for a state ``(F,)``, which the LSTM has read from now on."""
+        self._state = _row(state)
+        with torch.no_grad():
+            self._past.append((self._state, self._memory))
+            output, self._memory = self.actor(self._state, self._memory)
+            rate = float(self._action_of(output))
+        if self.config.output == "log":
+            rate = 10.0 ** min(max(rate, -300.0), 300.0)
+        if self.config.exploration == "log_normal" and not deterministic:
+            rate *= 10.0 ** (self.config.exploration_decades * self._generator.standard_normal())
+        rate = min(max(rate, self.rates.lowest), self.rates.highest)
+        self._action = _row(np.array([rate if self.config.output == "absolute" else math.log10(rate)]))
+        return rate
+
+    def learn(self, reward: float, same_state: np.ndarray, next_state: np.ndarray) -> None:
+        """Steps 4 and 5 of the algorithm, after :meth:`act`; what is not finite teaches nothing.
+
+        Args:
+            reward: r.
+            same_state: s_i' ``(F,)``.
+            next_state: s_j' ``(F,)``.
+        """
+        if not (math.isfinite(reward) and np.isfinite(same_state).all() and np.isfinite(next_state).all()):
+            return
+        config, same, other = self.config, _row(same_state), _row(next_state)
+        with torch.no_grad():
+            target = reward + config.discount * self._value(same, self._action_of(self.actor(same, self._memory)[0]))
+        error = target - self._value(self._state, self._action)
+        self._update(self.critic, self._critic_optimizer, error.square().sum() / 2)
+        self.num_updates += 1
+        if self.num_updates <= config.actor_starts:
+            return
+        state = other if config.actor_example == "next" else same
+        action = self._action_of(self.actor(state, self._memory_with_gradient())[0])
+        self._update(self.actor, self._actor_optimizer, -self._value(state, action).sum())
+
+    def _action_of(self, output: Tensor) -> Tensor:
+        """The action ``(1, 1)`` that the critic judges: the rate, or its logarithm."""
+        return output.abs() if self.config.output == "absolute" else output
+
+    def _value(self, state: Tensor, action: Tensor) -> Tensor:
+        value: Tensor = self.critic(torch.cat([state, action], dim=1))
+        return value
+
+    def _memory_with_gradient(self) -> Memory:
+        """The LSTM's state after s, as a function of θ over the last ``truncation − 1`` states."""
+        if not self._past:
+            return self._memory
+        memory = self._past[0][1]
+        for state, _ in self._past:
+            memory = self.actor(state, memory)[1]
+        return memory
+
+    def _update(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        parameters = list(network.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+        optimizer.step()
+
+
+@dataclass(frozen=True)
+class OnlineRecord:
+    """What happened in N trainings of T steps; after a training's end, not a number.
+
+    Attributes:
+        losses: Minibatch losses before each step and after the last, ``(T + 1, N)``.
+        rates: Rates applied, ``(T, N)``.
+        rewards: ``(T, N)``.
+        diverged: ``(N,)``.
+    """
+
+    losses: np.ndarray
+    rates: np.ndarray
+    rewards: np.ndarray
+    diverged: np.ndarray
+
+
+class OnlineActorCritic:
+    """The online actor-critic for N trainings side by side, each with an actor and a critic of its own.
+
+    A controller that learns while it controls: after each :meth:`predict` it is told the outcome by :meth:`observe`. Its networks and their LSTM
+    states live here and not in the state that ``predict`` returns; a training that begins gets new ones. What happens in one training does
+    not depend on the others.
+
+    ```python
+    environment = gym.make_vec("LearningRate-v0", num_envs=5, task="mnist-cnn", **ONLINE_ENVIRONMENT)
+    record = OnlineActorCritic(seed=0).run(environment, seeds=[0, 1, 2, 3, 4])
+    ```
+
+    Args:
+        config: Choices.
+        seed: Of networks and exploration, together with each training's own seed.
+
+    Attributes:
+        learners: One per training.
+    """
+
+    def __init__(self, config: ActorCriticConfig | None = None, seed: int = 0) -> None:
+        self.config, self.seed = config or ActorCriticConfig(), check_seed(seed)
+        self.learners: list[OnlineLearner] = []
+        self._seeds: list[int] = []
+        self._rates = MDP(**ONLINE_ENVIRONMENT).rate_range()
+
+    def begin(self, seeds: Sequence[int], mdp: MDP | None = None) -> None:
+        """Forgets everything; the next observations are the first of new trainings.
+
+        Args:
+            seeds: One per training.
+            mdp: The decision process whose rates are chosen; None for SGD's default range and initial rate.
+
+        Raises:
+            ValueError: If the action of the decision process is not the rate, or there are several parameter groups.
+        """
+        self._rates = _check_process(mdp or MDP(**ONLINE_ENVIRONMENT)).rate_range()
+        self._seeds, self.learners = [check_seed(seed) for seed in seeds], []
+
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        """Rates ``(N, 1)``, float64, see :class:`lr_env.controllers.Controller`; the LSTMs have read the observations ``(N, F)`` from now on.
+
+        Without :meth:`begin`, the trainings' seeds are 0, 1, …. The returned state only tells that the trainings have begun.
+        """
+        observations = np.atleast_2d(np.asarray(observation, np.float64))
+        num_members, num_features = observations.shape
+        if len(self._seeds) != num_members:
+            self._seeds, self.learners = list(range(num_members)), []
+        starts = np.full(num_members, state is None) if episode_start is None else np.reshape(episode_start, num_members)
+        if not self.learners:
+            self.learners, starts = [self._new_learner(i, num_features) for i in range(num_members)], np.zeros(num_members, bool)
+        for member in np.flatnonzero(starts):
+            self.learners[member] = self._new_learner(int(member), num_features)
+        rates = np.array([[learner.act(row, deterministic)] for learner, row in zip(self.learners, observations, strict=True)])
+        return (rates if np.ndim(observation) == 2 else rates[0]), (np.ones(num_members, bool),)
+
+    def observe(
+        self, reward: np.ndarray, observation: np.ndarray, same_observation: np.ndarray | None = None, ended: np.ndarray | None = None
+    ) -> None:
+        """Learns from the outcome of the last :meth:`predict`.
+
+        Args:
+            reward: r ``(N,)``.
+            observation: ``(N, F)`` on the next minibatch: s_j'. It is the next that ``predict`` gets.
+            same_observation: ``(N, F)`` on the same minibatch at the new weights: s_i'. Without it s_j' stands in, a deviation.
+            ended: Whose training is over, booleans ``(N,)``: these learn no more.
+        """
+        others = np.atleast_2d(np.asarray(observation, np.float64))
+        same = others if same_observation is None else np.atleast_2d(np.asarray(same_observation, np.float64))
+        going = np.ones(len(others), bool) if ended is None else ~np.reshape(ended, len(others))
+        rewards = np.reshape(reward, len(others))
+        for member in np.flatnonzero(going):
+            self.learners[member].learn(float(rewards[member]), same[member], others[member])
+
+    def run(self, environment: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> OnlineRecord:
+        """Runs one training per seed, from its beginning to its end, each under a new actor and critic that learn meanwhile.
+
+        With :data:`ONLINE_ENVIRONMENT` this is the algorithm. Other features, or another reward, are accepted; then s_i' is not known, and s_j'
+        stands in. Afterwards ``environment.unwrapped.evaluate(split)`` tells about the final weights of all that did not diverge, if all
+        trainings have the same length.
+
+        Args:
+            environment: ``LearningRate-v0`` with ``action="rate"``; of a vector environment, one that resets in the next step (the default).
+            seeds: One per member.
+
+        Raises:
+            TypeError: If the environment is no ``LearningRate-v0``.
+            ValueError: If its action is not the rate, it resets at another time, or the number of seeds is wrong.
+        """
+        mdp = getattr(environment.unwrapped, "mdp", None)
+        if not isinstance(mdp, MDP):
+            raise TypeError(f"The online actor-critic controls LearningRate-v0, but {environment} was given.")
+        vector = environment if isinstance(environment, VectorEnv) else SyncVectorEnv([lambda: environment])
+        if vector.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+            raise ValueError(
+                'The online actor-critic needs an environment that resets in the next step: pass autoreset_mode="NextStep" to gym.make_vec.'
+            )
+        if len(seeds) != vector.num_envs:
+            raise ValueError(f"One seed per training is needed: {vector.num_envs}, but {len(seeds)} were given.")
+        self.begin(seeds, mdp)
+        observations, info = vector.reset(seed=list(seeds))  # type: ignore[arg-type]
+        # The SGD steps of one decision have minibatches of their own, so that no single one is the same.
+        reward_kind, is_state_loss = make_reward(mdp.reward, mdp.reward_on), resolve_features(mdp.features) == resolve_features("xu2017")
+        knows_same = is_state_loss and (reward_kind.kind, reward_kind.source, mdp.steps_per_action) == ("loss", "same_batch", 1)
+        running, diverged = np.ones(len(seeds), bool), np.zeros(len(seeds), bool)
+        losses, rates, rewards, state = [np.array(info["loss"])], [], [], None
+        while running.any():
+            actions, state = self.predict(observations, state)
+            observations, reward, terminated, truncated, info = vector.step(actions)
+            ended = terminated | truncated
+            # f(x_i; w_{t+1}) = f(x_i; w_t) − r
+            same = np.clip(losses[-1] - reward, -CLIP, CLIP)[:, None] if knows_same else None
+            self.observe(reward, observations, same, ended | ~running)
+            losses.append(np.where(running, info["loss"], np.nan))
+            rates.append(np.where(running, info["learning_rate"], np.nan))
+            rewards.append(np.where(running, reward, np.nan))
+            diverged |= running & info["diverged"]
+            running &= ~ended
+        return OnlineRecord(np.array(losses), np.array(rates), np.array(rewards), diverged)
+
+    def _new_learner(self, member: int, num_features: int) -> OnlineLearner:
+        return OnlineLearner(num_features, self._rates, self.config, np.random.SeedSequence([self.seed, self._seeds[member]]))
+
+
+class OnlineLR:
+    """The online actor-critic in a user's own training loop, in place of ``optimizer.step()``.
+
+    ```python
+    online = OnlineLR(optimizer)
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(inputs), targets)
+        loss.backward()
+        online.step(loss, lambda: criterion(model(inputs), targets))
+    ```
+
+    The state is the loss, bounded to ±10. The algorithm's f(x_i; w_{t+1}) is what the closure returns after the step, as in
+    ``torch.optim.LBFGS`` another pass on the same minibatch, here without gradients; a model with dropout draws, and one with batch
+    normalisation counts the minibatch, once more. Without a closure the next minibatch's loss stands in, which is free and **a deviation
+    from the algorithm**: the reward then has the noise of two minibatches. The agent learns from a step when the next one tells it
+    the next minibatch's loss.
+
+    Args:
+        optimizer: Any with ``lr`` in its groups. The first group's present rate is the initial one; other groups keep their ratios to it.
+        config: Choices.
+        seed: Of networks and exploration.
+        lr_min: Lowest rate of the first group; None for 1e-3 of the initial one.
+        lr_max: Highest one; None for 1e3 of the initial one.
+
+    Attributes:
+        learner: Actor and critic.
+
+    Raises:
+        ValueError: If the initial rate is not within the range, or the range is none.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        config: ActorCriticConfig | None = None,
+        seed: int = 0,
+        lr_min: float | None = None,
+        lr_max: float | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        initial = float(optimizer.param_groups[0]["lr"])
+        rates = RateRange(initial / 1e3 if lr_min is None else lr_min, initial * 1e3 if lr_max is None else lr_max, initial)
+        self.learner = OnlineLearner(1, rates, config or ActorCriticConfig(), np.random.SeedSequence([check_seed(seed)]))
+        self._ratios = [float(group["lr"]) / initial for group in optimizer.param_groups]
+        self._before: float | None = None
+        self._after: float | None = None
+
+    def step(self, loss: Tensor | float, closure: Callable[[], Tensor | float] | None = None) -> float:
+        """Learns from the last step, chooses the rate, and makes the optimizer's step.
+
+        Args:
+            loss: f(x_i; w_t), whose gradient has been taken.
+            closure: Returns f(x_i; w_{t+1}) when it is called after the step.
+
+        Returns:
+            The first group's rate. Where the loss is not finite, the agent neither learns nor chooses, and the rate stays.
+        """
+        present = float(loss)
+        if self._before is not None:
+            after = present if self._after is None else self._after
+            self.learner.learn(self._before - after, _loss_state(after), _loss_state(present))
+        self._before = self._after = None
+        if math.isfinite(present):
+            rate = self.learner.act(_loss_state(present))
+            for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * ratio)
+                else:
+                    group["lr"] = rate * ratio
+            self._before = present
+        self.optimizer.step()
+        if closure is not None:
+            with torch.no_grad():
+                self._after = float(closure())
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _check_process(mdp: MDP) -> MDP:
+    kind = mdp.action if isinstance(mdp.action, str) else mdp.action.get("kind")
+    if kind != "rate" or mdp.lr_groups != "global" or mdp.control_momentum:
+        raise ValueError(
+            f"The online actor-critic chooses one rate, but action={mdp.action!r}, lr_groups={mdp.lr_groups!r} and "
+            f"control_momentum={mdp.control_momentum} were given: make the environment with **agents.ONLINE_ENVIRONMENT, or at least "
+            'with action="rate".'
+        )
+    return mdp
+
+
+def _loss_state(loss: float) -> np.ndarray:
+    return np.array([min(max(loss, -CLIP), CLIP)])
+
+
+def _row(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float64))[None]
