@@ -1,0 +1,407 @@
+"""A controller in somebody's own training loop: the same decision process as in the environment, deployed."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from lr_env.checks import positive_integer
+from lr_env.controllers import BoundController, load_controller
+from lr_env.mdp import MDP, DecisionProcess
+from lr_env.mdp.statistics import Statistics
+from lr_env.training import make_optimizer
+from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS
+from lr_env.training.torch_directions import Directions, LoopSignals, UnknownDirectionError
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "controller.safetensors"
+"""What ``"pretrained"`` stands for."""
+
+UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
+"""Signals that a loop does not give."""
+
+STATE_VERSION = 1
+
+
+class ControllerLR(LRScheduler):
+    """Sets the rates of an optimizer of ``torch.optim`` by a controller, in any training loop.
+
+    As in::
+
+        controller = ControllerLR(optimizer, "controller.safetensors", total_steps=10_000)
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(inputs), targets)
+            loss.backward()
+            controller.step(loss)  # between backward and step, like gradient clipping
+            optimizer.step()
+
+    It looks at the loss, the gradients, the weights and the direction that ``optimizer.step()`` is about to take, and changes nothing
+    but ``lr`` in the optimizer's groups. What the controller observes and what its actions do is its own decision process's, as in the
+    environment ``LearningRate-v0``: for the same training the same bits. Its circuit breaker and its reward play no part.
+
+    - **Start.** The rate before the first decision is the optimizer's own ``lr``, or ``initial_rate``; controllers move it from there,
+      unless their action does not depend on it. It must lie within the process's range, as all rates then do.
+    - **Groups.** Under a controller of one rate all groups keep the ratios of their rates; the largest of them is the one that is
+      controlled. A process with ``lr_groups`` sets each of the optimizer's groups by itself, and needs as many as it was trained for.
+    - **Whoever else writes ``lr``** is overwritten at the next step: use no other scheduler beside it, except as ``fallback``.
+    - **Gradient accumulation.** ``controller.observe(loss)`` after each ``backward()`` with the undivided loss of the micro-batch, then
+      ``controller.step()`` without a loss before ``optimizer.step()``: the mean counts.
+    - **Mixed precision.** Pass the loss itself, not the scaled one, and ``scaler=`` the ``GradScaler``: ``step`` unscales the gradients, as
+      clipping needs too. Steps whose gradients overflowed count as not finite.
+    - **Clipping.** Controllers are trained on unclipped gradients: call ``step`` before ``clip_grad_norm_``, and tell ``clip_norm``, so that
+      the direction is that of the clipped gradient.
+    - **Several processes.** Where ``torch.distributed`` is initialised, loss and signals are averaged over all ranks, which so set the same
+      rate; each rank must call ``step``. Sharded parameters (FSDP, DeepSpeed, DTensor) are refused.
+    - **Numbers that are not finite** in loss, gradients or the controller's action never raise: such a step is not observed, and its rate
+      is ``fallback(steps made)``, or the last one.
+    - **Resume.** ``state_dict()`` holds plain data and tensors, which ``torch.load(weights_only=True)`` reads; a training that goes on from
+      there, with the optimizer's state, has the bits of one that was never interrupted.
+    - After ``total_steps`` the last rate stays.
+
+    ``step()`` without a loss, which frameworks call, changes nothing.
+
+    Args:
+        optimizer: Of ``torch.optim``'s kind, with parameters on one device. Features that look at its direction need SGD, Adagrad,
+            RMSprop, Adam, AdamW or NAdam, or a process whose optimizer is a function.
+        controller: A file's path, a :class:`lr_env.BoundController`, or ``"pretrained"`` for the one that the package brings.
+        total_steps: T, calls of ``optimizer.step()`` in the whole training.
+        initial_rate: Replaces the optimizer's ``lr`` at the start; of several groups, the largest.
+        loss_lower_bound: What the loss can't fall below; 0 for classification.
+        scaler: The ``torch.amp.GradScaler`` that scaled the loss.
+        clip_norm: The norm to which the gradients are clipped afterwards; None for no clipping.
+        fallback: Gives the rate of a step whose numbers are not finite, from the number of steps made before it.
+
+    Attributes:
+        last_epoch: Steps made.
+        observation: What the controller saw last, ``(1, F)``; None before the first step.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If the optimizer or the controller is none.
+        ValueError: If a number is out of range, or a feature needs what the loop can't give.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        controller: BoundController | str | os.PathLike[str],
+        *,
+        total_steps: int,
+        initial_rate: float | None = None,
+        loss_lower_bound: float = 0.0,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_norm: float | None = None,
+        fallback: Callable[[int], float] | None = None,
+    ) -> None:
+        # The base class's constructor would make a step and patch the optimizer's.
+        _check_optimizer(optimizer)
+        if not math.isfinite(loss_lower_bound):
+            raise ValueError(f"loss_lower_bound must be a finite number, but {loss_lower_bound!r} was given.")
+        if clip_norm is not None and not 0 < clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be a finite number > 0, or None, but {clip_norm!r} was given.")
+        self.optimizer = optimizer
+        self.total_steps = positive_integer("total_steps", total_steps)
+        self._bound = _find(controller)
+        self._scaler, self._fallback = scaler, fallback
+        own = [float(group["lr"]) for group in optimizer.param_groups]
+        start = max(own) if initial_rate is None else float(initial_rate)
+        mdp = replace(self._bound.mdp, initial_rate=start, initial_rate_decades=0.0)
+        self._is_grouped = mdp.lr_groups != "global"
+        self._ratios = [1.0 if self._is_grouped or max(own) == 0 else rate / max(own) for rate in own]
+        self._process = mdp.begin(len(own) if self._is_grouped else 1, self.total_steps, loss_lower_bound)
+        _refuse_unknown(self._process, mdp)
+        self._signals = _measuring(optimizer, self._process, self._is_grouped, clip_norm)
+        self._check_groups(mdp)
+        self._table = self._process.initial(1)
+        self._record = self._process.record(self._table)
+        if self._is_grouped and initial_rate is None:
+            self._begin_at(own)
+        self._check_actions()
+        self._state: Any = None
+        self._pending: list[Tensor] = []
+        self._warned: list[str] = []
+        self._steps_without_loss = 0
+        self.observation: np.ndarray | None = None
+        for group, rate in zip(optimizer.param_groups, own, strict=True):
+            group.setdefault("initial_lr", rate)
+        self.base_lrs = list(own)
+        self.last_epoch = self._step_count = 0
+        self._last_lr: list[float | Tensor] = []
+        self._set_rates()
+
+    @property
+    def mdp(self) -> MDP:
+        """The decision process, with the initial rate of this training."""
+        return self._process.mdp
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Takes in the loss of one micro-batch of a step; see gradient accumulation above.
+
+        Raises:
+            ValueError: If it is not one number.
+        """
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        if value.numel() != 1:
+            raise ValueError(f"The loss must be one number, but a tensor of shape {tuple(value.shape)} was given: take its mean.")
+        self._pending.append(value.reshape(1).float() if value.dtype in (torch.float16, torch.bfloat16) else value.reshape(1))
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Sets the rates of the coming ``optimizer.step()``; without a loss, and without any observed since the last call, does nothing.
+
+        Args:
+            loss: Of the minibatch at whose gradients the optimizer is about to step.
+        """
+        if loss is not None:
+            self.observe(loss)
+        if not self._pending:
+            self._steps_without_loss += 1
+            if self._steps_without_loss > 1:
+                self._warn_once(
+                    "ControllerLR.step() was called without a loss, again and again: the rate does not change. Call controller.step(loss) between "
+                    "loss.backward() and optimizer.step(); where a framework calls step() itself, call controller.observe(loss) there."
+                )
+            return
+        self._steps_without_loss = 0
+        losses, self._pending = self._pending, []
+        if self.last_epoch >= self.total_steps:
+            self._warn_once(f"ControllerLR has made its total_steps={self.total_steps} steps: the last rate stays. Give the number of all steps.")
+            self._set_rates()
+            return
+        with torch.no_grad():
+            signals = self._measure(losses)
+        if np.isfinite(signals).all():
+            self._decide(signals)
+        else:
+            self._fall_back()
+        self.last_epoch += 1
+        self._step_count += 1
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of the groups at present."""
+        return list(self._last_lr)
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """The rates of the groups that were set last."""
+        return list(self._last_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the future depends on, in plain data and tensors."""
+        state = self._state
+        return {
+            "version": STATE_VERSION,
+            "last_epoch": self.last_epoch,
+            "total_steps": self.total_steps,
+            "_last_lr": list(self._last_lr),
+            "ratios": list(self._ratios),
+            "table": torch.from_numpy(self._table.copy()),
+            "previous": {name: value.clone() for name, value in self._signals.previous.items()},
+            "controller_state": None if state is None else [torch.from_numpy(np.array(array)) for array in state],
+            "pending": [value.clone() for value in self._pending],
+            "warned": list(self._warned),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: If it is another version's, or of another controller, number of steps or model.
+        """
+        if state_dict.get("version") != STATE_VERSION:
+            raise ValueError(f"A state of ControllerLR of version {STATE_VERSION} is needed, but one of {state_dict.get('version')!r} was given.")
+        shapes = {"table": self._table.shape} | {name: value.shape for name, value in self._signals.previous.items()}
+        given = {name: tuple(value.shape) for name, value in {"table": state_dict["table"], **state_dict["previous"]}.items()}
+        if given != {name: tuple(shape) for name, shape in shapes.items()} or len(state_dict["ratios"]) != len(self._ratios):
+            raise ValueError(
+                f"The state does not fit: it holds {given}, but {shapes} are needed. Give the controller and model that it was saved with."
+            )
+        if state_dict["total_steps"] != self.total_steps:
+            raise ValueError(f"The state is one of total_steps={state_dict['total_steps']}, but total_steps={self.total_steps} was given.")
+        self.last_epoch = self._step_count = int(state_dict["last_epoch"])
+        self._ratios = [float(ratio) for ratio in state_dict["ratios"]]
+        self._table[:] = state_dict["table"].numpy()
+        for name, value in state_dict["previous"].items():
+            self._signals.previous[name].copy_(value)
+        arrays = state_dict["controller_state"]
+        self._state = None if arrays is None else tuple(array.numpy().copy() for array in arrays)
+        self._pending = [value.clone() for value in state_dict["pending"]]
+        self._warned = list(state_dict["warned"])
+        self._set(state_dict["_last_lr"])
+
+    def _measure(self, losses: list[Tensor]) -> np.ndarray:
+        """Signals ``(R, G, 1)``, of all ranks."""
+        if self._scaler is not None:
+            _unscale(self._scaler, self.optimizer)
+        device = self._signals.device
+        loss = losses[0] if len(losses) == 1 else torch.cat([value.to(device) for value in losses]).mean(0, keepdim=True)
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                signals = self._signals(loss, self._ratios)
+        else:
+            signals = self._signals(loss, self._ratios)
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(signals)
+            signals /= torch.distributed.get_world_size()
+        measured: np.ndarray = signals.cpu().numpy()
+        return measured
+
+    def _decide(self, signals: np.ndarray) -> None:
+        """One step of the decision process, and the rates that it ends with."""
+        process, age = self._process, self._record["age"]
+        is_first = bool(age[0, 0] < 0)
+        with np.errstate(all="ignore"):
+            process.observe(self._record, signals, is_first)
+            self._signals.keep()
+            self.observation = process.observation(self._table)
+            if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
+                action, self._state = self._bound.controller.predict(
+                    self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
+                )
+                if np.isnan(action).any():
+                    self._warn_once("The controller gave an action that is not a number: the rate falls back. Look at its weights.")
+                    self._set_fallback_rates()
+                    return
+                process.act(self._record, process.parse_actions(action, 1).T, None)
+        self._set_rates()
+
+    def _fall_back(self) -> None:
+        """A step that is not observed; time goes on."""
+        age = self._record["age"]
+        age[age >= 0] += 1
+        self._set_fallback_rates()
+
+    def _set_fallback_rates(self) -> None:
+        rate = None if self._fallback is None else float(self._fallback(self.last_epoch))
+        if rate is None or not math.isfinite(rate):
+            self._set_rates()
+        else:
+            self._set([rate * ratio for ratio in self._ratios])
+
+    def _set_rates(self) -> None:
+        """The process's rates, in all groups."""
+        rates = self._record["rates"][0]  # (G,)
+        self._set([float(rates[i if self._is_grouped else 0]) * ratio for i, ratio in enumerate(self._ratios)])
+
+    def _set(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._last_lr = list(rates)
+
+    def _begin_at(self, rates: list[float]) -> None:
+        """Each group begins at its own rate."""
+        lowest, highest = self._process.rates.lowest, self._process.rates.highest
+        if not all(lowest <= rate <= highest for rate in rates):
+            raise ValueError(f"The rates of the optimizer's groups must be within [{lowest}, {highest}], but they are {rates}.")
+        self._record["log_rate"][:] = np.log10(rates)
+        self._record["rates"][:] = rates
+
+    def _check_groups(self, mdp: MDP) -> None:
+        expected = None if isinstance(mdp.lr_groups, str) else len(mdp.lr_groups)
+        found = len(self.optimizer.param_groups)
+        if self._is_grouped and (expected not in (None, found) or len(self._signals.groups) != found):
+            needed = expected or "several"
+            raise ValueError(
+                f"The controller sets {needed} rates, one for each of the groups that it was trained with: the optimizer needs as many parameter "
+                f"groups, each with parameters that require gradients, but has {found}."
+            )
+
+    def _check_actions(self) -> None:
+        """Lets the controller decide once, for nothing, so that one that does not fit is found here."""
+        nothing = np.zeros((1, *self._process.observation_space.shape), np.float32)
+        action, _ = self._bound.controller.predict(nothing, None, episode_start=np.array([True]), deterministic=True)
+        self._process.parse_actions(np.nan_to_num(action), 1)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.append(message)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer)
+        advice = " DeepSpeed's are refused: each holds a part of the gradient." if kind.__module__.startswith("deepspeed") else ""
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but {kind.__name__} was given.{advice}")
+
+
+def _find(controller: BoundController | str | os.PathLike[str]) -> BoundController:
+    if isinstance(controller, BoundController):
+        return controller
+    if not isinstance(controller, (str, os.PathLike)):
+        raise TypeError(f"controller must be a file's path or a BoundController, but {type(controller).__name__} was given.")
+    if controller != "pretrained":
+        return load_controller(controller)
+    if not PRETRAINED.exists():
+        raise FileNotFoundError('This version of lr-env brings no pretrained controller: give the path of a file, as "lr-train" writes it.')
+    return load_controller(PRETRAINED)
+
+
+def _refuse_unknown(process: DecisionProcess, mdp: MDP) -> None:
+    """Refuses features whose signals a loop can't give.
+
+    Raises:
+        ValueError: If there are any, or the momentum is to be chosen.
+    """
+    if refused := _features_that_need(process, UNAVAILABLE):
+        raise ValueError(
+            f"ControllerLR can't compute the features {', '.join(refused)}: they need the gradients of single examples, validation data or the "
+            "output layer, which a training loop does not show. Use a controller that was trained without them."
+        )
+    if mdp.control_momentum:
+        raise ValueError("ControllerLR sets rates only, but this controller chooses the momentum too (control_momentum=True).")
+
+
+def _features_that_need(process: DecisionProcess, signals: frozenset[str]) -> list[str]:
+    """Names of features, and the action where it needs some of these signals."""
+    found = []
+    for feature in process.features:
+        needs = Statistics(feature.needs, [*feature.plus, feature.minus], 1, 0.0, None).needs
+        if needs & signals:
+            found.append(repr(feature.name))
+    return [*found, *(["the action's base rate"] if process.action.needs & signals else [])]
+
+
+def _measuring(optimizer: torch.optim.Optimizer, process: DecisionProcess, is_grouped: bool, clip_norm: float | None) -> LoopSignals:
+    """The signals of this optimizer's training.
+
+    Raises:
+        ValueError: If its direction is needed and not known.
+    """
+    specification = process.mdp.optimizer
+    unit_steps = callable(specification)
+    try:
+        signals = LoopSignals(optimizer, process.needs, is_grouped, unit_steps, clip_norm)
+    except UnknownDirectionError as error:
+        features = ", ".join(_features_that_need(process, frozenset(DIRECTION_SIGNALS)))
+        raise ValueError(f"ControllerLR can't compute {features} here: {error}. Use a controller that was trained without them.") from error
+    if isinstance(signals.directions, Directions):
+        ours, trained = type(signals.directions.rules()[0]), type(make_optimizer(specification)[0])
+        if not (issubclass(ours, trained) or issubclass(trained, ours)):
+            warnings.warn(
+                f"The controller was trained for {trained.__name__}, but steers {ours.__name__}: its range of rates may not fit.",
+                UserWarning,
+                stacklevel=3,
+            )
+    return signals
+
+
+def _unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """Unscales the gradients, unless that has been done in this step."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as error:
+        if "already been called" not in str(error):
+            raise
