@@ -151,7 +151,7 @@ def test_a_restarted_member_begins_anew() -> None:
         if step == 0:
             signals[signal_rows(made.needs).index("gradient_dot_previous"), :, 1] = 0.0  # a population has no previous gradient then
         table, fresh = observe(made, table, signals), observe(made, fresh, signals[..., 1:])
-    assert made.record(table)["age"].tolist() == [[[8, 3]]]
+    assert made.record(table)["age"].tolist() == [[8, 3]]
     np.testing.assert_array_equal(made.observation(table)[1], made.observation(fresh)[0])
 
 
