@@ -122,8 +122,9 @@ class ActorNetwork(nn.Module):
 
     def __init__(self, num_features: int, hidden: int, num_layers: int, first_output: float) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(nn.LSTMCell(hidden if layer else num_features, hidden) for layer in range(num_layers))
-        self.output = nn.Linear(hidden, 1)
+        widths = [num_features, *[hidden] * (num_layers - 1)]
+        self.cells = nn.ModuleList(nn.LSTMCell(width, hidden, dtype=torch.float64) for width in widths)
+        self.output = nn.Linear(hidden, 1, dtype=torch.float64)
         nn.init.zeros_(self.output.weight)
         nn.init.constant_(self.output.bias, first_output)
 
@@ -163,9 +164,10 @@ class OnlineLearner:
         first_output = rates.initial if config.output == "absolute" else math.log10(rates.initial)
         with preserved_global_generators():
             torch.default_generator.manual_seed(int(networks.generate_state(1)[0]))
-            self.actor = ActorNetwork(num_features, config.actor_hidden, config.actor_layers, first_output).double()
-            hidden = nn.Linear(num_features + 1, config.critic_hidden)
-            self.critic = nn.Sequential(hidden, _ACTIVATIONS[config.critic_activation](), nn.Linear(config.critic_hidden, 1)).double()
+            self.actor = ActorNetwork(num_features, config.actor_hidden, config.actor_layers, first_output)
+            hidden = nn.Linear(num_features + 1, config.critic_hidden, dtype=torch.float64)
+            value = nn.Linear(config.critic_hidden, 1, dtype=torch.float64)
+            self.critic = nn.Sequential(hidden, _ACTIVATIONS[config.critic_activation](), value)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.actor_learning_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate, fused=True)
         self._generator = np.random.default_rng(exploration)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +19,8 @@ from torch import Tensor
 
 from agents import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
 from agents.actor_critic import OnlineLearner
-from lr_env import make_task
+from benchmarks import online
+from lr_env import MDP, make_task
 from lr_env.mdp.actions import RateRange
 
 EAGER = ActorCriticConfig(actor_starts=0)
@@ -166,7 +170,7 @@ def test_updates_go_the_right_way(output: Any) -> None:
     learner.act(state(1.0))
 
     def value() -> float:
-        return float(learner._value(learner._state, learner._action))
+        return learner._value(learner._state, learner._action).item()
 
     before = value()
     learner.learn(before + 1.0, state(0.9), state(0.9))  # better than expected
@@ -179,10 +183,10 @@ def test_updates_go_the_right_way(output: Any) -> None:
         # Q = a: the actor must raise the rate.
         for parameter, values in zip(learner.critic.parameters(), ([[0.0, 0.01]] * 10, [0.0] * 10, [[10.0] * 10], [0.0]), strict=True):
             parameter.copy_(torch.tensor(values))
-    rate = float(learner._action_of(learner.actor(learner._state, learner._memory)[0]))
+    rate = learner._action_of(learner.actor(learner._state, learner._memory)[0]).item()
     for _ in range(3):
         learner.learn(value(), state(1.0), state(1.0))
-    assert float(learner._action_of(learner.actor(learner._state, learner._memory)[0])) > rate
+    assert learner._action_of(learner.actor(learner._state, learner._memory)[0]).item() > rate
 
 
 def test_first_rate_is_the_initial_one_and_exploration_is_log_normal() -> None:
@@ -250,21 +254,29 @@ def test_what_is_not_finite_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("output", ["absolute", "log"])
-@pytest.mark.parametrize("best", [0.05, 0.3])
+@pytest.mark.parametrize("best", [0.5, 2.0])
 def test_rate_moves_to_larger_reward(output: Any, best: float) -> None:
-    config = ActorCriticConfig(output=output, discount=0.0, actor_learning_rate=3e-4, critic_learning_rate=1e-2)
+    config = ActorCriticConfig(output=output, discount=0.0, critic_learning_rate=1e-2)
     agent = OnlineActorCritic(config, seed=2)
+    agent.begin([0], MDP(**ONLINE_ENVIRONMENT, initial_rate=1.0))
     observation, memory = np.ones((1, 1)), None
-    for _ in range(900):
+    distances = []
+    for _ in range(160):
         actions, memory = agent.predict(observation, memory)
-        agent.observe(-5 * np.log10(actions[:, 0] / best) ** 2, observation)
-    final = np.mean([agent.predict(observation, memory, deterministic=True)[0] for _ in range(5)])
-    assert abs(math.log10(final / best)) < 0.5 * abs(math.log10(0.1 / best))
+        agent.observe(-4 * np.log10(actions[:, 0] / best) ** 2, observation)
+        chosen = agent.learners[0]
+        y = chosen._action_of(chosen.actor(chosen._state, chosen._memory)[0]).item()
+        distances.append(abs((math.log10(y) if output == "absolute" else y) - math.log10(best)))
+    assert distances[0] == distances[99] == pytest.approx(math.log10(2))
+    assert min(distances[100:]) < 0.1 * distances[0]
 
 
 def test_repeats_itself_bit_for_bit_and_leaves_global_generators_alone() -> None:
+    environments = [make_environment(2) for _ in range(3)]
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    first, second, other = (OnlineActorCritic(EAGER, seed).run(make_environment(2), [3, 8]) for seed in (0, 0, 1))
+    first, second, other = (
+        OnlineActorCritic(EAGER, seed).run(environment, [3, 8]) for environment, seed in zip(environments, (0, 0, 1), strict=True)
+    )
     for name in ("losses", "rates", "rewards", "diverged"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert not np.array_equal(first.rates, other.rates)
@@ -335,7 +347,7 @@ def test_run_sees_the_paper_s_quantities(monkeypatch: pytest.MonkeyPatch) -> Non
             after = float(torch.nn.functional.cross_entropy(model(batch[0]), batch[1]))
             batch = next(batches)
             following = float(torch.nn.functional.cross_entropy(model(batch[0]), batch[1]))
-        np.testing.assert_allclose([reward, same_state, next_state], [float(loss) - after, after, following], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose([reward, same_state, next_state], [loss.item() - after, after, following], rtol=1e-4, atol=1e-5)
 
 
 def test_diverged_trainings_end_and_the_others_go_on() -> None:
@@ -410,6 +422,8 @@ def test_refuses_impossible_choices(changes: dict[str, Any], message: str) -> No
 
 def test_refuses_what_it_cannot_control() -> None:
     agent = OnlineActorCritic()
+    with pytest.raises(ValueError, match="seed"):
+        OnlineActorCritic(seed=-1)
     with pytest.raises(ValueError, match='action="rate"'):
         agent.run(make_environment(1, action="relative"), [0])
     with pytest.raises(ValueError, match="NextStep"):
@@ -423,3 +437,36 @@ def test_refuses_what_it_cannot_control() -> None:
 def test_other_features_run_too() -> None:
     record = OnlineActorCritic(EAGER).run(make_environment(2, features="scale_free", reward="log_loss", reward_on="next_batch"), [0, 1])
     assert np.isfinite(record.rates).all()
+
+
+def test_benchmark_writes_table_verdicts_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("benchmarks.baselines.GRID_POINTS", 3)
+    monkeypatch.setattr(online, "GRID_STARTS", {"sgd": 0.5, "adam": -2.0})
+    options = online.Options("digits-logreg", horizon=6, trainings=2, tuning_trainings=2, num_examples=128, output=tmp_path)
+    rows = {name: online.run_job(name, options) for name in (online.ONLINE, online.BEST_CONSTANT)}
+    rows |= {name: rows[online.ONLINE] for name in online.VARIANTS if name not in rows}
+    rows |= {name: rows[online.ONLINE] | {"best": 1.0} for name in (online.POLYAK, online.ADAM)}
+    settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("processes", "output")}
+    (tmp_path / "results.json").write_text(json.dumps({"options": settings, "rows": rows}))
+    online.main(options)  # finds all jobs done
+    results = json.loads((tmp_path / "results.json").read_text())
+    table = {row["name"]: row for row in results["table"]}
+    assert len(table) == len(rows) + len(rows[online.BEST_CONSTANT]["grid"])
+    best = f"{online.BEST_CONSTANT} {rows[online.BEST_CONSTANT]['best']:.3g}"
+    expected = np.mean(rows[online.ONLINE]["scores"]) - np.mean(rows[online.BEST_CONSTANT]["scores"])
+    assert table[best]["difference"]["mean"] == pytest.approx(expected)
+    assert len(results["verdicts"]) == 4
+    assert (tmp_path / "online.png").stat().st_size > 10_000
+    assert online.ONLINE in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other options"):
+        online.main(dataclasses.replace(options, horizon=7))
+
+
+def test_verdicts_follow_the_intervals() -> None:
+    def row(name: str, low: float, high: float) -> dict[str, Any]:
+        return {"name": name, "difference": {"mean": (low + high) / 2, "low": low, "high": high}}
+
+    names = (f"{online.BEST_CONSTANT} 0.2", f"{online.POLYAK} 1", f"{online.ADAM} 0.001", "… actor on the same minibatch")
+    found = online.verdicts([row(name, low, low + 0.2) for name, low in zip(names, (-0.3, 0.1, -0.1, -0.4), strict=True)])
+    for sentence, expected in zip(found, ("held", "did not hold, the reverse did", "undecided", "held"), strict=True):
+        assert f": {expected} (" in sentence
