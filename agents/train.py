@@ -559,15 +559,17 @@ def _process_arguments(options: Process, is_discrete: bool, is_family: bool, is_
     """Arguments of the decision process, with the defaults that suit the algorithm."""
     on_reference = is_family or is_own
     action = options.action or ("discrete" if is_discrete else "residual" if on_reference else "relative")
-    reward = _name_or_mapping("reward", options.reward)
-    floor = 0.01 if options.loss_floor is None and is_family and reward == "log_loss" else options.loss_floor
-    if floor is not None:
-        reward = ({"kind": reward} if isinstance(reward, str) else dict(reward)) | {"loss_floor": floor}
+    given = _name_or_mapping("reward", options.reward)
+    reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
+    if options.loss_floor is not None:
+        reward["loss_floor"] = options.loss_floor
+    elif is_family and reward["kind"] == "log_loss":
+        reward.setdefault("loss_floor", 0.01)
     return {
         "optimizer": _name_or_mapping("optimizer", options.optimizer),
         "features": options.features[0] if len(options.features) == 1 else list(options.features),
         "action": _name_or_mapping("action", action),
-        "reward": reward,
+        "reward": reward if len(reward) > 1 else reward["kind"],
         "reward_on": options.reward_on or ("reference" if on_reference else "next_batch"),
         "steps_per_action": options.steps_per_action,
         "lr_min": options.lr_min,

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.train import Training, TrainingOptions, _scores, main
+from agents.train import Training, TrainingOptions, _scores, environment_arguments, main
 from lr_env import PolicyNetwork, TaskFamily, load_controller, register_task, save_controller
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
@@ -156,6 +158,21 @@ def test_families_are_mixed_in_every_rollout(tmp_path: Path) -> None:
     assert resumed.controller_path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"kind": "log_loss", "loss_floor": 0.01}),
+        ({"loss_floor": 0.1}, {"kind": "log_loss", "loss_floor": 0.1}),
+        ({"reward": '{"interval": 4}'}, {"kind": "log_loss", "interval": 4, "loss_floor": 0.01}),
+        ({"reward": '{"kind": "log_loss", "loss_floor": 0.2}'}, {"kind": "log_loss", "loss_floor": 0.2}),
+        ({"reward": "loss"}, "loss"),
+        ({"family": None}, "log_loss"),
+    ],
+)
+def test_families_have_a_floor(changes: dict[str, Any], expected: object) -> None:
+    assert environment_arguments(TrainingOptions(**{"family": FAMILY, **changes}))["reward"] == expected
+
+
 def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
     given = options(tmp_path, hyperparameters=("learning_rate=5e-4", '{"n_steps": 5, "batch_size": 8}', 'policy_kwargs={"net_arch": [8]}'))
     training = Training(given)
@@ -231,26 +248,26 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("ppo_*/events*"))
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A training that has written a checkpoint and would go on for minutes; it does not outlive the test."""
     base = ["--task", "digits-logreg", "--horizon", "10", "--num-envs", "8", "--evaluation-trainings", "4", "--evaluation-interval", "400"]
-    program = [sys.executable, "-m", "agents.train", *base, "--output", str(folder), *arguments]
-    return subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert path.exists(), process.communicate()[1].decode()
+    program = [sys.executable, "-m", "agents.train", *base, "--steps", "400000", "--output", str(folder), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 600
+            while not (folder / "checkpoint.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.kill()
 
 
 def test_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    process = command(tmp_path / "killed", "--steps", "100000000")
-    wait_for(tmp_path / "killed" / "checkpoint.safetensors", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with running(tmp_path / "killed") as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     assert process.returncode == -signal.SIGKILL, "the training ended by itself"
     plan: dict[str, Any] = {"evaluation_interval": 400, "hyperparameters": (), "checkpoint_interval": 100_000}
     resumed = Training(options(tmp_path / "killed", resume=True, steps=100, **plan))
@@ -263,10 +280,9 @@ def test_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_interrupt_stops_cleanly_with_a_result(tmp_path: Path) -> None:
-    process = command(tmp_path, "--steps", "100000000", "--num-processes", "2")
-    wait_for(tmp_path / "checkpoint.safetensors", process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, errors = process.communicate(timeout=120)
+    with running(tmp_path, "--num-processes", "2") as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     assert "Stopped; --resume continues" in output.decode()
     record = json.loads((tmp_path / "training.json").read_text())
