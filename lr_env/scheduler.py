@@ -178,12 +178,11 @@ class ControllerLR(LRScheduler):
             self._warn_once(f"ControllerLR has made its total_steps={self.total_steps} steps: the last rate stays. Give the number of all steps.")
             self._set_rates()
             return
-        with torch.no_grad():
-            signals = self._measure(losses)
-        if np.isfinite(signals).all():
-            self._decide(signals)
+        if torch.is_autocast_enabled(self._signals.device.type):
+            with torch.autocast(self._signals.device.type, enabled=False):
+                self._measure_and_decide(losses)
         else:
-            self._fall_back()
+            self._measure_and_decide(losses)
         self.last_epoch += 1
         self._step_count += 1
 
@@ -238,17 +237,21 @@ class ControllerLR(LRScheduler):
         self._warned = list(state_dict["warned"])
         self._set(state_dict["_last_lr"])
 
+    def _measure_and_decide(self, losses: list[Tensor]) -> None:
+        with torch.no_grad():
+            signals = self._measure(losses)
+        if np.isfinite(signals).all():
+            self._decide(signals)
+        else:
+            self._fall_back()
+
     def _measure(self, losses: list[Tensor]) -> np.ndarray:
         """Signals ``(R, G, 1)``, of all ranks."""
         if self._scaler is not None:
             _unscale(self._scaler, self.optimizer)
         device = self._signals.device
         loss = losses[0] if len(losses) == 1 else torch.cat([value.to(device) for value in losses]).mean(0, keepdim=True)
-        if torch.is_autocast_enabled(device.type):
-            with torch.autocast(device.type, enabled=False):
-                signals = self._signals(loss, self._ratios)
-        else:
-            signals = self._signals(loss, self._ratios)
+        signals = self._signals(loss, self._ratios)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(signals)
             signals /= torch.distributed.get_world_size()
@@ -388,7 +391,7 @@ def _measuring(optimizer: torch.optim.Optimizer, process: DecisionProcess, is_gr
         features = ", ".join(_features_that_need(process, frozenset(DIRECTION_SIGNALS)))
         raise ValueError(f"ControllerLR can't compute {features} here: {error}. Use a controller that was trained without them.") from error
     if isinstance(signals.directions, Directions):
-        ours, trained = type(signals.directions.rules()[0]), type(make_optimizer(specification)[0])
+        ours, trained = type(signals.directions.rules[0]), type(make_optimizer(specification)[0])
         if not (issubclass(ours, trained) or issubclass(trained, ours)):
             warnings.warn(
                 f"The controller was trained for {trained.__name__}, but steers {ours.__name__}: its range of rates may not fit.",

@@ -1,6 +1,7 @@
 """Signals of one training of somebody else's: a model's parameters under an optimizer of ``torch.optim``, which are only read.
 
-All is measured on flat vectors ``(1, P)`` by the population's own functions, so that the numbers have the bits that they have there.
+A small model is measured on flat vectors ``(1, P)`` by the population's own functions, so that the numbers have the bits that they have
+there. A large one is measured piece by piece, which are flat vectors for a moment, in the cache.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
-from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure
+from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, signal_rows
 
 ParameterGroup: TypeAlias = Mapping[str, Any]
 """An entry of ``param_groups``."""
 
-ELEMENTS_PER_PIECE = 2**17
-"""Directions are computed piece by piece, so that what is between stays in the cache."""
+ELEMENTS_PER_PIECE = 2**18
+"""Elements that are looked at together. In larger models sums are rounded otherwise than in the environment."""
 
 
 class UnknownDirectionError(ValueError):
@@ -90,7 +91,7 @@ KNOWN_OPTIMIZERS = tuple(kind.__name__ for kind in _KINDS)
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Some parameters of one group, or a part of one parameter.
 
     Attributes:
@@ -105,6 +106,12 @@ class _Piece:
     part: slice
     inner: slice | None = None
 
+    def of(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+        """What it takes of its parameters' tensors, ``(1, p)``, of the type of ``like``."""
+        flat = [tensor.detach().reshape(-1) for tensor in tensors]
+        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return (joined if self.inner is None else joined[self.inner]).to(like).unsqueeze(0)
+
 
 class Directions:
     """What ``optimizer.step()`` is about to subtract at unit rate; the optimizer stays as it is.
@@ -112,13 +119,12 @@ class Directions:
     Args:
         optimizer: Whose directions they are.
         parameters: Those of all groups that are looked at, in order.
-        group_of: The number of each one's group.
 
     Raises:
         UnknownDirectionError: If the optimizer or one of its options is none that is known.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], group_of: Sequence[int]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
         # Whoever brings a step of its own is another optimizer than what it derives from. Torch wraps the steps of all classes.
         inner = getattr(optimizer, "optimizer", optimizer)  # frameworks put optimizers into others
@@ -128,42 +134,40 @@ class Directions:
             raise UnknownDirectionError(f"the direction of {type(optimizer).__name__} is not known; known are {', '.join(KNOWN_OPTIMIZERS)}")
         self._kind = found
         self._made: dict[tuple[Any, ...], StackedOptimizer] = {}
-        self._pieces = _pieces([parameter.numel() for parameter in parameters], group_of)
-        self.rules()
+        self.rules = [self._rule(group) for group in optimizer.param_groups]
 
-    def rules(self) -> list[StackedOptimizer]:
-        """The optimizers of ours that the groups correspond to at present."""
-        return [self._rule(group) for group in self._optimizer.param_groups]
-
-    def __call__(self, gradients: Tensor, ratios: Sequence[float], clip_norm: float | None, out: Tensor | None) -> Tensor:
-        """The directions ``(1, P)``: the gradients themselves, or written to ``out``, which None is enough for if they are never needed.
+    def begin(self, ratios: Sequence[float], factor: Tensor | None) -> None:
+        """Takes the present options of the optimizer.
 
         Args:
-            gradients: ``(1, P)``.
             ratios: Factors on the directions of each group.
-            clip_norm: The norm to which the gradients of all parameters are going to be clipped; None for no clipping.
-            out: ``(1, P)``, overwritten.
+            factor: On the gradients, ``(1, 1)``; None for 1.
         """
-        rules = self.rules()
-        factor = None
-        if clip_norm is not None:
-            factor = (clip_norm / (torch.linalg.vector_norm(gradients, dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
-        if out is None:
-            return gradients
-        for piece in self._pieces:
-            rule, ratio = rules[piece.group], ratios[piece.group]
-            slopes = gradients[:, piece.part] if factor is None else gradients[:, piece.part] * factor
-            states = [self._optimizer.state.get(self._parameters[i], {}) for i in piece.parameters]
-            weights = self._values(piece, [self._parameters[i] for i in piece.parameters], slopes) if rule.weight_decay else slopes
-            state = {name: self._state(piece, name, states, slopes) for name in rule.initial_state(slopes[:, :0])}
-            directions, _ = rule.directions(slopes, weights, state, self._steps(piece, states, slopes))
-            out[:, piece.part] = directions if ratio == 1 else directions * ratio
-        return out
+        self.rules = [self._rule(group) for group in self._optimizer.param_groups]
+        self._ratios, self._factor = ratios, factor
 
-    def are_gradients(self, ratios: Sequence[float], clip_norm: float | None) -> bool:
-        """Whether the directions are the gradients, as those of plain SGD are."""
-        plain = all(isinstance(rule, SGD) and rule.momentum is None and not rule.weight_decay for rule in self.rules())
-        return plain and clip_norm is None and all(ratio == 1 for ratio in ratios)
+    def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:
+        """The directions of a piece ``(1, p)``, with its gradients ``(1, p)``; the same tensor for plain SGD."""
+        rule, ratio = self.rules[piece.group], self._ratios[piece.group]
+        parameters = [self._parameters[i] for i in piece.parameters]
+        without = [i for i, parameter in enumerate(parameters) if parameter.grad is None]
+        if self._factor is not None:
+            gradients = gradients * self._factor
+        directions = gradients
+        if rule.weight_decay or not isinstance(rule, SGD) or rule.has_momentum:
+            states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
+            weights = piece.of(parameters, gradients) if rule.weight_decay else gradients
+            state = {name: self._state(piece, name, states, gradients) for name in rule.initial_state(gradients[:, :0])}
+            directions, _ = rule.directions(gradients, weights, state, self._steps(piece, states, gradients))
+        if ratio != 1:
+            directions = directions * ratio
+        if without and directions is not gradients:  # the optimizer leaves them as they are
+            sizes = [directions.shape[1]] if piece.inner else [parameter.numel() for parameter in parameters]
+            parts = list(directions.split(sizes, dim=1))
+            for i in without:
+                parts[i] = torch.zeros_like(parts[i])
+            directions = torch.cat(parts, 1)
+        return directions
 
     def _rule(self, group: ParameterGroup) -> StackedOptimizer:
         for option, allowed in ({"maximize": False} | dict(self._kind.refused)).items():
@@ -172,16 +176,10 @@ class Directions:
         names = ("momentum", "nesterov", "betas", "alpha", "centered", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay")
         key = tuple(group.get(name) for name in names)
         if key not in self._made:
-            self._made = {key: self._kind.make(group)} if len(self._made) > 100 else {**self._made, key: self._kind.make(group)}
+            self._made = {key: self._kind.make(group)} | ({} if len(self._made) > 100 else self._made)
         return self._made[key]
 
-    def _values(self, piece: _Piece, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Of the piece, ``(1, p)``."""
-        flat = [tensor.detach().reshape(-1) for tensor in tensors]
-        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return (joined if piece.inner is None else joined[piece.inner]).to(like).unsqueeze(0)
-
-    def _state(self, piece: _Piece, name: str, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
+    def _state(self, piece: Piece, name: str, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """One tensor of our state, ``(1, p)``; 0 before the optimizer's first step."""
         key = self._kind.state[name]
         values = []
@@ -192,9 +190,9 @@ class Directions:
             elif key == "mu_product":
                 value = (1 - value).to(like).expand(parameter.shape)
             values.append(value)
-        return self._values(piece, values, like)
+        return piece.of(values, like)
 
-    def _steps(self, piece: _Piece, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
+    def _steps(self, piece: Piece, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """The number of the coming step, ``(1, 1)``, or ``(1, p)`` where the parameters' differ, as those do that had no gradient."""
         steps = [int(state.get("step", 0)) + 1 for state in states] if any("step" in state for state in states) else [1]
         if len(set(steps)) == 1:
@@ -213,27 +211,24 @@ class UnitSteps:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
+        self._moved: list[Tensor] = []
 
-    def __call__(self, gradients: Tensor, ratios: Sequence[float], clip_norm: float | None, out: Tensor | None) -> Tensor:
+    def begin(self, ratios: Sequence[float], factor: Tensor | None) -> None:
         """See :class:`Directions`."""
-        if out is None:
-            return gradients
-        factor = 1.0 if clip_norm is None else min(1.0, clip_norm / (float(torch.linalg.vector_norm(gradients)) + 1e-6))
         known: dict[int, Any] = {}
         twin = copy.deepcopy(self._optimizer, known)
         for group, ratio in zip(twin.param_groups, ratios, strict=True):
             group["lr"] = torch.full_like(group["lr"], ratio) if isinstance(group["lr"], Tensor) else ratio
         for mine in (parameter for group in self._optimizer.param_groups for parameter in group["params"]):
-            its = known[id(mine)]
-            its.grad = None if mine.grad is None else mine.grad * factor if factor < 1 else mine.grad.clone()
+            gradient = mine.grad
+            known[id(mine)].grad = None if gradient is None else gradient.clone() if factor is None else gradient * factor.view(()).to(gradient.dtype)
         twin.step()
-        moved = [known[id(parameter)].detach().reshape(-1) for parameter in self._parameters]
-        torch.sub(torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters]), torch.cat(moved), out=out[0])
-        return out
+        self._moved = [known[id(parameter)] for parameter in self._parameters]
 
-    def are_gradients(self, ratios: Sequence[float], clip_norm: float | None) -> bool:
-        """Never known."""
-        return False
+    def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:
+        """See :class:`Directions`."""
+        before, after = (piece.of([tensors[i] for i in piece.parameters], gradients) for tensors in (self._parameters, self._moved))
+        return before - after
 
 
 class LoopSignals:
@@ -268,19 +263,21 @@ class LoopSignals:
         group_of, self._parameters = [i for i, _ in chosen], [parameter for _, parameter in chosen]
         self._count = sum(len(group["params"]) for group in optimizer.param_groups)
         self.device, self._dtype = _common(self._parameters)
-        self._layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
+        layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
         grouping = [[str(k) for k, i in enumerate(group_of) if i == group] for group in range(len(optimizer.param_groups))]
-        self.groups = Groups([group for group in grouping if group] if is_grouped else "global", self._layout, self.device)
+        self.groups = Groups([group for group in grouping if group] if is_grouped else "global", layout, self.device)
         self.directions: Directions | UnitSteps | None = None
         if names.intersection(DIRECTION_SIGNALS):
-            self.directions = UnitSteps(optimizer, self._parameters) if by_unit_steps else Directions(optimizer, self._parameters, group_of)
-        self._sizes = [parameter.numel() for parameter in self._parameters]
-        self._buffers: dict[str, Tensor] = {}
-        self._latest: dict[str, Tensor] = {}
+            self.directions = (UnitSteps if by_unit_steps else Directions)(optimizer, self._parameters)
+        self._pieces = _pieces([parameter.numel() for parameter in self._parameters], group_of)
+        self._is_small = layout.size <= ELEMENTS_PER_PIECE
+        self._whole = Piece(0, range(len(self._parameters)), slice(0, layout.size))
+        self._pieces_group = Groups("global", layout, self.device)
+        self._is_grouped, self._size = is_grouped, layout.size
+        self._like = torch.zeros(0, dtype=self._dtype, device=self.device)
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
-        self.previous = {
-            name: torch.zeros(1, self._layout.size, dtype=self._dtype, device=self.device) for name, signal in kept.items() if signal in names
-        }
+        self.previous = {name: self._like.new_zeros(1, layout.size) for name, signal in kept.items() if signal in names}
+        self._latest_directions = self._like
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.
@@ -294,59 +291,89 @@ class LoopSignals:
         """
         if sum(len(group["params"]) for group in self._optimizer.param_groups) != self._count:
             raise ValueError("The optimizer has other parameters than when ControllerLR was made: make a new one after add_param_group().")
-        nothing = torch.zeros(1, 0, device=self.device)
-        gradients = self._filled("gradients", [parameter.grad for parameter in self._parameters]) if self._names else nothing
-        weights = self._filled("weights", self._parameters) if "weight_norm_squared" in self._names else nothing
-        directions = nothing
         if self.directions is not None:
-            out = None if self.directions.are_gradients(ratios, self._clip_norm) else self._buffer("directions")
-            directions = self.directions(gradients, ratios, self._clip_norm, out)
-            if out is not None and any(parameter.grad is None for parameter in self._parameters):
-                for view, parameter in zip(self._layout.views(directions[0]).values(), self._parameters, strict=True):
-                    if parameter.grad is None:  # the optimizer leaves it as it is
-                        view.zero_()
-        self._latest = {"gradients": gradients, "directions": directions}
-        before = [self.previous.get(name, nothing) for name in ("gradients", "directions")]
-        step = Step(loss.to(self.device), weights, gradients, directions, before[0], before[1], nothing, lambda: (nothing, nothing), None)
-        return measure(step, self._names, self.groups)
+            factor = None
+            if self._clip_norm is not None:
+                norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+                factor = (self._clip_norm / (norm.to(self._like) + 1e-6)).clamp(max=1.0).view(1, 1)
+            self.directions.begin(ratios, factor)
+        loss = loss.to(self.device)
+        if self._is_small:
+            return self._measure_whole(loss)
+        return self._measure_pieces(loss)
 
     def keep(self) -> None:
         """Takes the last step for the one before the next."""
-        for name, latest in self._latest.items():
-            if name in self.previous:
-                # The two buffers change places; directions that are the gradients have none of their own.
-                if latest is self._buffers.get(name):
-                    self.previous[name], self._buffers[name] = latest, self.previous[name]
-                else:
-                    self.previous[name].copy_(latest)
+        if "gradients" in self.previous:
+            flat = [self._gradient(i).detach().reshape(-1) for i in self._whole.parameters]
+            torch.cat(flat, out=self.previous["gradients"][0])
+        if "directions" in self.previous:
+            self.previous["directions"].copy_(self._latest_directions)
 
-    def _filled(self, name: str, tensors: Sequence[Tensor | None]) -> Tensor:
-        """A buffer with these tensors, one after the other."""
-        flat = self._buffer(name)
-        torch.cat([self._flat(tensor, size) for tensor, size in zip(tensors, self._sizes, strict=True)], out=flat[0])
-        return flat
+    def _measure_whole(self, loss: Tensor) -> Tensor:
+        gradients = self._gradients(self._whole)
+        directions = gradients
+        if self.directions is not None:
+            parts = [self.directions(piece, gradients if len(self._pieces) == 1 else gradients[:, piece.part]) for piece in self._pieces]
+            directions = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return self._measure(loss, self._whole, gradients, directions, self.groups)
 
-    def _flat(self, tensor: Tensor | None, size: int) -> Tensor:
-        if tensor is None:
-            return torch.zeros(1, dtype=self._dtype, device=self.device).expand(size)
-        return (tensor.to_dense() if tensor.is_sparse else tensor).detach().reshape(-1)
+    def _measure_pieces(self, loss: Tensor) -> Tensor:
+        rows = signal_rows(self._names)
+        totals = torch.zeros(len(rows), len(self.groups), 1, dtype=torch.float64, device=self.device)
+        latest = torch.empty_like(self.previous["directions"]) if "directions" in self.previous else None
+        counts = torch.zeros_like(totals[0])
+        for piece in self._pieces:
+            gradients = self._gradients(piece)
+            directions = gradients if self.directions is None else self.directions(piece, gradients)
+            if latest is not None:
+                latest[:, piece.part] = directions
+            signals = self._measure(loss, piece, gradients, directions, self._pieces_group)[:, 0]
+            size = piece.part.stop - piece.part.start
+            if "direction_agreement" in self._names:
+                row = rows.index("direction_agreement")
+                signals[row] *= self._size  # a sum of signs: the group's own mean was taken over all weights
+            group = piece.group if self._is_grouped else 0
+            totals[:, group] += signals
+            counts[group] += size
+        if latest is not None:
+            self._latest_directions = latest
+            totals[rows.index("direction_agreement")] /= counts
+        totals[0] = loss.double()
+        return totals
 
-    def _buffer(self, name: str) -> Tensor:
-        if name not in self._buffers:
-            self._buffers[name] = torch.zeros(1, self._layout.size, dtype=self._dtype, device=self.device)
-        return self._buffers[name]
+    def _measure(self, loss: Tensor, piece: Piece, gradients: Tensor, directions: Tensor, groups: Groups) -> Tensor:
+        nothing = self._like.view(1, 0)
+        weights = piece.of([self._parameters[i] for i in piece.parameters], self._like) if "weight_norm_squared" in self._names else nothing
+        before = [self.previous[name][:, piece.part] if name in self.previous else nothing for name in ("gradients", "directions")]
+        if piece is self._whole:
+            self._latest_directions = directions
+        step = Step(loss, weights, gradients, directions, before[0], before[1], nothing, lambda: (nothing, nothing), None)
+        return measure(step, self._names, groups)
+
+    def _gradients(self, piece: Piece) -> Tensor:
+        if not self._names:
+            return self._like.view(1, 0)
+        return piece.of([self._gradient(i) for i in piece.parameters], self._like)
+
+    def _gradient(self, i: int) -> Tensor:
+        parameter = self._parameters[i]
+        if parameter.grad is None:
+            return torch.zeros_like(parameter)
+        dense: Tensor = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        return dense
 
 
-def _pieces(sizes: Sequence[int], group_of: Sequence[int]) -> list[_Piece]:
+def _pieces(sizes: Sequence[int], group_of: Sequence[int]) -> list[Piece]:
     """Small parameters of a group together, large ones in parts."""
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     start = 0
     gathered: list[int] = []
 
     def flush(stop: int) -> None:
         if gathered:
             length = sum(sizes[i] for i in gathered)
-            pieces.append(_Piece(group_of[gathered[0]], tuple(gathered), slice(stop - length, stop)))
+            pieces.append(Piece(group_of[gathered[0]], tuple(gathered), slice(stop - length, stop)))
             gathered.clear()
 
     for i, size in enumerate(sizes):
@@ -355,7 +382,7 @@ def _pieces(sizes: Sequence[int], group_of: Sequence[int]) -> list[_Piece]:
         if size > ELEMENTS_PER_PIECE:
             for first in range(0, size, ELEMENTS_PER_PIECE):
                 last = min(first + ELEMENTS_PER_PIECE, size)
-                pieces.append(_Piece(group_of[i], (i,), slice(start + first, start + last), slice(first, last)))
+                pieces.append(Piece(group_of[i], (i,), slice(start + first, start + last), slice(first, last)))
         else:
             gathered.append(i)
         start += size

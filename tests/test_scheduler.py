@@ -1,0 +1,706 @@
+"""ControllerLR in loops of one's own: as in the environment, as a scheduler of torch, and where something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork, SharedGroupController, make_task, save_controller
+from lr_env.training import torch_directions
+from tests.rollouts import tiny_task
+
+ALL_OF_A_LOOP = ["scale_free", "absolute", "alignment", "log_weight_norm", "log_base_rate", "previous_action", "gradient_norm_change"]
+Make = Callable[[Any], torch.optim.Optimizer]
+
+
+def bind(mdp: MDP, num_groups: int = 1, liveliness: float = 100.0) -> BoundController:
+    """A controller whose actions depend on what it observes."""
+    process = mdp.begin(num_groups, 100, 0.0)
+    policy = PolicyNetwork(process.observation_space.shape[0], num_groups, (16,), seed=1)  # type: ignore[index]
+    with torch.no_grad():
+        policy.layers[-1].weight.mul_(liveliness)
+    return BoundController(policy, mdp)
+
+
+class Constant:
+    """Always the same action, of a controller with or without a recurrent state."""
+
+    def __init__(self, action: float = 0.0, counts: bool = False) -> None:
+        self.action, self.counts = action, counts
+        self.starts: list[bool] = []
+
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        self.starts += [bool(start) for start in episode_start]
+        if self.counts:
+            state = (np.zeros((len(observation), 1)) if state is None else state[0] + 1,)
+        return np.full((len(observation), 1), self.action if state is None else self.action + state[0][0, 0]), state
+
+
+class Loop:
+    """A plain training, and what ControllerLR did in it."""
+
+    def __init__(self, task: Any, make: Make, bound: BoundController, steps: int, seed: int = 3) -> None:
+        self.task, self.model = task, task.initial_model(seed)
+        self.optimizer = make(self.model.parameters())
+        self.controller = ControllerLR(self.optimizer, bound, total_steps=steps, initial_rate=bound.mdp.rate_range().initial)
+        self.observations: list[np.ndarray] = []
+        self.rates: list[float] = []
+
+    def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        for inputs, targets in batches:
+            self.optimizer.zero_grad()
+            loss = self.task.loss(self.model(inputs), targets).mean()
+            loss.backward()
+            self.controller.step(loss)
+            assert self.controller.observation is not None
+            self.observations.append(self.controller.observation[0])
+            self.rates.append(float(self.controller.get_last_lr()[0]))
+            self.optimizer.step()
+
+
+def in_environment(task: Any, bound: BoundController, steps: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Observations and rates of the environment under the same controller."""
+    env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=steps, **vars(bound.mdp))
+    observation, _ = env.reset(seed=seed)
+    observations, rates = [], []
+    for step in range(steps):
+        if step % bound.mdp.steps_per_action == 0:
+            action, _ = bound.controller.predict(observation[None])
+        observations.append(observation)
+        if step % bound.mdp.steps_per_action == 0:
+            observation, _, _, _, info = env.step(action[0])
+        rates.append(float(info["learning_rate"]))
+        assert not info["diverged"], step
+    return np.array(observations), np.array(rates)
+
+
+OPTIMIZERS: dict[str, tuple[Any, Make]] = {
+    "sgd": ("sgd", lambda parameters: torch.optim.SGD(parameters, 0.5)),
+    "sgd with weight decay": ({"name": "sgd", "weight_decay": 1e-3}, lambda parameters: torch.optim.SGD(parameters, 0.5, weight_decay=1e-3)),
+    # By name their steps are the same but for rounding; by a function, to the last bit.
+    "momentum": (lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.9),) * 2,
+    "adamw": (torch.optim.AdamW, torch.optim.AdamW),
+}
+
+
+@pytest.mark.parametrize("features", [ALL_OF_A_LOOP, "scale_free"], ids=["all", "scale_free"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_bits_of_the_environment(name: str, features: Any) -> None:
+    specification, make = OPTIMIZERS[name]
+    bound = bind(MDP(optimizer=specification, features=features, lr_max=0.3))
+    task = make_task("digits-mlp")
+    loop = Loop(task, make, bound, 200)
+    loop.run(islice(task.batches(3), 200))
+    observations, rates = in_environment(task, bound, 200)
+    np.testing.assert_array_equal(np.array(loop.observations), observations)
+    np.testing.assert_array_equal(loop.rates, rates)
+    assert len(set(loop.rates)) > 20
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted(name: str) -> None:
+    specification, make = OPTIMIZERS[name]
+    bound = bind(MDP(optimizer=specification, features=ALL_OF_A_LOOP, lr_max=0.3))
+    task = make_task("digits-mlp")
+    whole, first = (Loop(task, make, bound, 200) for _ in range(2))
+    whole.run(islice(task.batches(3), 200))
+    first.run(islice(task.batches(3), 77))
+    file = io.BytesIO()
+    torch.save({name: getattr(first, name).state_dict() for name in ("model", "optimizer", "controller")}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second = Loop(task, make, bound, 200, seed=4)
+    for part, state in saved.items():
+        getattr(second, part).load_state_dict(state)
+    assert second.controller.get_last_lr() == first.controller.get_last_lr()
+    second.run(islice(task.batches(3), 77, 200))
+    np.testing.assert_array_equal(np.array(first.observations + second.observations), np.array(whole.observations))
+    assert first.rates + second.rates == whole.rates
+
+
+def test_a_decision_for_several_steps() -> None:
+    bound = bind(MDP(optimizer="sgd", steps_per_action=5))
+    task = make_task("digits-mlp")
+    loop = Loop(task, OPTIMIZERS["sgd"][1], bound, 60)
+    loop.run(islice(task.batches(3), 60))
+    env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=60, **vars(bound.mdp))
+    observation, _ = env.reset(seed=3)
+    for step in range(0, 60, 5):
+        np.testing.assert_array_equal(loop.observations[step], observation)
+        assert len(set(loop.rates[step : step + 5])) == 1
+        observation, *_ = env.step(bound.controller.predict(observation[None])[0][0])
+
+
+NAMED: dict[str, tuple[Any, Make, dict[str, str]]] = {
+    "momentum": ("momentum", lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), {"momentum": "momentum_buffer"}),
+    "nesterov": ("nesterov", lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True), {"momentum": "momentum_buffer"}),
+    "rmsprop": (
+        {"name": "rmsprop", "centered": True, "momentum": 0.5},
+        lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.5),
+        {"second_moment": "square_avg", "first_moment": "grad_avg", "momentum": "momentum_buffer"},
+    ),
+    "adagrad": ("adagrad", torch.optim.Adagrad, {"sum_of_squares": "sum"}),
+    "adam": ({"name": "adam", "weight_decay": 0.01}, lambda p: torch.optim.Adam(p, weight_decay=0.01), torch_directions._MOMENTS),
+    "adamw": ("adamw", torch.optim.AdamW, torch_directions._MOMENTS),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_loop_in_the_environment_s_state_observes_its_bits(name: str) -> None:
+    """By name an optimizer's step is rounded otherwise than torch's; so here each step begins with the environment's weights."""
+    specification, make, names = NAMED[name]
+    bound = bind(MDP(optimizer=specification, features=ALL_OF_A_LOOP, lr_max=0.3))
+    task = tiny_task()
+    env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=50, **vars(bound.mdp))
+    observation, _ = env.reset(seed=0)
+    population = env.unwrapped.episodes.population  # type: ignore[attr-defined]
+    loop = Loop(task, make, bound, 50)
+    parameters = list(loop.model.parameters())
+    before: dict[str, Tensor] = {}
+    for step, (inputs, targets) in enumerate(islice(task.batches(0), 50)):
+        nn.utils.vector_to_parameters(population.parameters[0].clone(), parameters)
+        loop.optimizer.zero_grad()
+        loss = task.loss(loop.model(inputs), targets).mean()
+        loss.backward()
+        if before:
+            for ours, theirs in names.items():
+                nn.utils.vector_to_parameters(before[ours], [loop.optimizer.state[parameter][theirs] for parameter in parameters])
+        loop.controller.step(loss)
+        assert loop.controller.observation is not None
+        np.testing.assert_array_equal(loop.controller.observation[0], observation, err_msg=str(step))
+        loop.optimizer.step()
+        before = {ours: population.state[f"optimizer.{ours}"][0].clone() for ours in names}
+        observation, *_ = env.step(bound.controller.predict(observation[None])[0][0])
+
+
+GROUPS_OF_OPTIMIZERS: dict[str, Make] = {
+    "sgd": torch.optim.SGD,
+    "momentum": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "nesterov": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, momentum=0.5, centered=True),
+    "adagrad": lambda groups: torch.optim.Adagrad(groups, initial_accumulator_value=0.1),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": lambda groups: torch.optim.NAdam(groups, decoupled_weight_decay=True),
+}
+
+
+@pytest.mark.parametrize("elements", [2**18, 7])
+@pytest.mark.parametrize("name", GROUPS_OF_OPTIMIZERS)
+def test_the_direction_is_what_the_optimizer_subtracts(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weight decays of their own, unequal rates, frozen parameters and ones that have no gradient at times."""
+    monkeypatch.setattr(torch_directions, "ELEMENTS_PER_PIECE", elements)
+    generator = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in ((3, 5), (5,), (5, 2), (2,), (4,))]
+    weights[4].requires_grad_(False)
+    groups = [
+        {"params": [weights[0], weights[2], weights[4]], "weight_decay": 0.1},
+        {"params": [weights[1], weights[3]], "lr": 0.01, "weight_decay": 0.0},
+    ]
+    optimizer = GROUPS_OF_OPTIMIZERS[name]([{"lr": 0.02, **group} for group in groups])
+    signals = torch_directions.LoopSignals(optimizer, frozenset({"direction_norm_squared", "gradient_dot_direction"}))
+    tolerance = 1e-6 if name == "nadam" else 1e-9  # torch keeps NAdam's product of momenta in float32
+    for step in range(6):
+        for weight in weights[:4]:
+            weight.grad = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        if step in (2, 3):
+            weights[3].grad = weights[0].grad = None
+        state_before = repr(optimizer.state_dict())
+        norm = signals(torch.ones(1), [1.0, 0.5])[signals_row("direction_norm_squared"), 0, 0]
+        assert repr(optimizer.state_dict()) == state_before
+        before = [weight.detach().clone() for weight in weights]
+        optimizer.step()
+        moved = [(old - new.detach()) / 0.02 for old, new in zip(before, weights, strict=True)]
+        torch.testing.assert_close(norm, sum(move.square().sum() for move in moved), rtol=tolerance, atol=0)
+
+
+def signals_row(name: str) -> int:
+    return ["loss", "gradient_dot_direction", "direction_norm_squared"].index(name)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one rate", "a rate for each group"])
+def test_a_model_in_pieces_is_measured_as_a_whole_one(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_task()
+    names = [name for name, _ in task.initial_model(0).named_parameters()]
+    options = {"lr_groups": [names[:1], names[1:]]} if grouped else {}
+    mdp = MDP(optimizer="adamw", features=ALL_OF_A_LOOP, lr_max=0.1, **options)
+    bound = bind(mdp, 2 if grouped else 1, liveliness=10.0)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        chosen = list(parameters)
+        return torch.optim.AdamW([{"params": chosen[:1]}, {"params": chosen[1:]}], lr=1e-3)
+
+    observations = []
+    for elements in (2**18, 10):
+        monkeypatch.setattr(torch_directions, "ELEMENTS_PER_PIECE", elements)
+        loop = Loop(task, make, bound, 20)
+        loop.run(islice(task.batches(3), 20))
+        observations.append(loop.observations)
+    np.testing.assert_allclose(*observations, rtol=1e-3, atol=1e-3)
+
+
+class Case:
+    """A small training for everything else."""
+
+    def __init__(self, action: float = 0.5, features: Any = "scale_free", controller: Any = None, groups: Any = None, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        given = self.model.parameters() if groups is None else groups(self.model)
+        self.optimizer = torch.optim.SGD(given, lr=options.pop("lr", 0.1), momentum=0.9)
+        self.constant = controller or Constant(action)
+        bound = BoundController(self.constant, MDP(optimizer="momentum", features=features, action={"kind": "relative", "max_change": 0.1}))
+        self.controller = ControllerLR(self.optimizer, bound, **{"total_steps": 100, **options})
+        self.inputs, self.targets = torch.randn(16, 4), torch.randint(3, (16,))
+
+    def loss(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(self.inputs), self.targets)
+        loss.backward()
+        return loss
+
+    def step(self) -> float:
+        self.controller.step(self.loss())
+        self.optimizer.step()
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def test_it_is_a_scheduler_without_its_traps() -> None:
+    case = Case()
+    assert isinstance(case.controller, torch.optim.lr_scheduler.LRScheduler)
+    assert case.controller.optimizer is case.optimizer
+    assert case.controller.last_epoch == 0
+    assert case.controller.get_last_lr() == pytest.approx([0.1])
+    assert case.controller.base_lrs == [0.1]
+    assert "step" not in vars(case.optimizer)
+    assert not case.optimizer.state
+    rates = [case.step() for _ in range(3)]  # warnings are errors here
+    assert rates == pytest.approx([0.1 * 10 ** (0.05 * i) for i in (1, 2, 3)])
+    assert case.controller.last_epoch == 3
+    assert case.controller.get_last_lr() == [rates[-1]]
+    assert case.constant.starts == [True, True, False, False]
+
+
+def test_gradients_stay_as_they_are() -> None:
+    case = Case(clip_norm=1e-3)
+    loss = case.loss()
+    before = [parameter.grad.clone() for parameter in case.model.parameters() if parameter.grad is not None]
+    case.controller.step(loss)
+    assert all(torch.equal(old, parameter.grad) for old, parameter in zip(before, case.model.parameters(), strict=True))  # type: ignore[arg-type]
+
+
+def test_without_a_loss_nothing_changes_and_a_cycle_without_any_warns_once() -> None:
+    case = Case()
+    case.controller.step()  # frameworks call it so, between steps with a loss
+    rate = case.step()
+    case.controller.step()
+    assert case.optimizer.param_groups[0]["lr"] == rate
+    assert case.controller.last_epoch == 1
+    with pytest.warns(UserWarning, match=r"without a loss.*controller\.step\(loss\)"):
+        case.controller.step()
+    case.controller.step()
+
+
+def test_its_own_record_of_the_rate() -> None:
+    case, other = Case(), Case()
+    for _ in range(3):
+        case.optimizer.param_groups[0]["lr"] = 7.0
+        assert case.step() == other.step()
+
+
+def test_a_tensor_rate_is_updated_in_place() -> None:
+    case, other = Case(lr=torch.tensor(0.1, dtype=torch.float64)), Case()
+    tensor = case.optimizer.param_groups[0]["lr"]
+    for _ in range(3):
+        assert case.step() == pytest.approx(other.step(), rel=1e-12)
+    assert case.optimizer.param_groups[0]["lr"] is tensor
+
+
+def two_groups(model: nn.Sequential) -> list[dict[str, Any]]:
+    return [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[2].parameters()}]
+
+
+def test_groups_keep_their_ratios() -> None:
+    case = Case(groups=two_groups)
+    for _ in range(3):
+        case.step()
+        first, second = case.controller.get_last_lr()
+        assert first == pytest.approx(second / 5)
+    assert second == pytest.approx(0.1 * 10**0.15)
+    assert [group["lr"] for group in case.optimizer.param_groups] == [first, second]
+
+
+def test_each_group_its_own_rate_as_in_the_environment() -> None:
+    task = tiny_task()
+    names = [name for name, _ in task.initial_model(0).named_parameters()]
+    mdp = MDP(optimizer="sgd", lr_max=0.3, lr_groups=[names[:2], names[2:]])
+    one = bind(MDP(optimizer="sgd"), liveliness=10.0)
+    bound = BoundController(SharedGroupController(one.controller, 2), mdp)
+    env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=40, **vars(mdp))
+    observation, _ = env.reset(seed=3)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        chosen = list(parameters)
+        return torch.optim.SGD([{"params": chosen[:2]}, {"params": chosen[2:]}], lr=0.1)
+
+    loop = Loop(task, make, bound, 40)
+    loop.run(islice(task.batches(3), 40))
+    for step in range(40):
+        np.testing.assert_array_equal(loop.observations[step], observation)
+        observation, *_ = env.step(bound.controller.predict(observation[None])[0][0])
+    assert len(set(map(float, loop.controller.get_last_lr()))) == 2
+    with pytest.raises(ValueError, match="as many parameter groups"):
+        Loop(task, OPTIMIZERS["sgd"][1], bound, 40)
+
+
+def test_the_start_is_the_optimizer_s_own_rate() -> None:
+    assert Case(action=0.0, lr=0.03).step() == pytest.approx(0.03)
+    assert Case(action=0.0, lr=0.03, initial_rate=0.2).step() == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="initial_rate must be within"):
+        Case(lr=1e4)
+
+
+def test_rates_stay_within_the_range() -> None:
+    case = Case(action=1.0, lr=9.0)
+    assert [case.step() for _ in range(3)] == pytest.approx([10.0] * 3)
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "gradient", "first loss"])
+def test_numbers_that_are_not_finite(spoilt: str) -> None:
+    case, clean = Case(), Case()
+    if spoilt != "first loss":
+        case.step()
+        clean.step()
+    rate, observation = case.controller.get_last_lr()[0], case.controller.observation
+    loss = case.loss()
+    if spoilt == "gradient":
+        case.model[0].weight.grad[0, 0] = math.inf  # type: ignore[index]
+        case.controller.step(loss)
+    else:
+        case.controller.step(loss * math.nan)
+    assert case.controller.get_last_lr() == [rate]
+    assert case.controller.observation is observation
+    assert case.controller.last_epoch == clean.controller.last_epoch + 1
+    case.controller.step(case.loss())
+    clean.controller.step(clean.loss())
+    assert case.controller.observation is not None
+    progress, expected = (each.controller.observation[0, 8] for each in (case, clean))  # type: ignore[index]
+    assert progress == pytest.approx(expected + (0.01 if spoilt != "first loss" else 0.0))
+    np.testing.assert_array_equal(np.delete(case.controller.observation[0], 8), np.delete(clean.controller.observation[0], 8))  # type: ignore[index]
+
+
+def test_fallback_schedule() -> None:
+    case = Case(fallback=lambda step: 0.5 / (1 + step), groups=two_groups)
+    case.step()
+    case.controller.step(math.nan)
+    assert case.controller.get_last_lr() == pytest.approx([0.05, 0.25])
+    case.step()
+    assert case.controller.get_last_lr()[1] == pytest.approx(0.1 * 10**0.1)
+
+
+def test_an_action_that_is_not_a_number_warns_once() -> None:
+    case = Case(action=math.nan)
+    with pytest.warns(UserWarning, match="not a number"):
+        case.step()
+    assert case.step() == pytest.approx(0.1)
+
+
+def test_after_the_last_step_the_rate_stays_and_it_warns_once() -> None:
+    case = Case(total_steps=2)
+    rates = [case.step() for _ in range(2)]
+    with pytest.warns(UserWarning, match="total_steps=2"):
+        assert case.step() == rates[-1]
+    assert case.step() == rates[-1]
+    assert case.controller.last_epoch == 2
+
+
+def test_accumulated_gradients() -> None:
+    """Four micro-batches are observed as the one batch that they make."""
+    case, whole = (
+        Case(features=["log_loss", "log_gradient_norm", "relative_update"]),
+        Case(features=["log_loss", "log_gradient_norm", "relative_update"]),
+    )
+    for _ in range(3):
+        case.optimizer.zero_grad()
+        for inputs, targets in zip(case.inputs.split(4), case.targets.split(4), strict=True):
+            loss = nn.functional.cross_entropy(case.model(inputs), targets)
+            (loss / 4).backward()
+            case.controller.observe(loss)
+        case.controller.step()
+        case.optimizer.step()
+        whole.step()
+        np.testing.assert_allclose(case.controller.observation, whole.controller.observation, rtol=1e-5)  # type: ignore[arg-type]
+    assert case.controller.last_epoch == 3
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(16,\).*mean"):
+        Case().controller.step(torch.ones(16))
+
+
+class Network(nn.Module):
+    """A convolutional network with batch normalisation, dropout and channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(4 * 36, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["bfloat16", "float16 with a scaler"])
+def test_a_convolutional_network_in_mixed_precision(scaled: bool) -> None:
+    torch.manual_seed(0)
+    model = Network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+    bound = bind(MDP(optimizer="adamw"))
+    controller = ControllerLR(optimizer, bound, total_steps=30, scaler=scaler)
+    images, targets = torch.randn(32, 1, 8, 8), torch.randint(10, (32,))
+    norms = []
+    for step in range(30):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16 if scaled else torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(images), targets)
+            scaler.scale(loss).backward()
+            if scaled and step == 5:
+                model.body[0].weight.grad[0] = math.inf  # type: ignore[index]
+            if scaled and step % 2:
+                scaler.unscale_(optimizer)  # as users do who clip before
+            controller.step(loss)
+        norms.append(float(sum(parameter.grad.square().sum() for parameter in model.parameters() if parameter.grad is not None)))
+        scaler.step(optimizer)
+        scaler.update()
+    assert loss.item() < 1.5
+    assert controller.last_epoch == 30
+    assert len({float(rate) for rate in [controller.get_last_lr()[0]]} | {1e-3}) == 2
+    if scaled:
+        assert norms[5] == math.inf
+    assert max(norm for norm in norms if norm < math.inf) < 2000  # unscaled
+
+
+def test_signals_are_not_rounded_by_autocast() -> None:
+    cases = [Case(), Case()]
+    losses = [case.loss() for case in cases]
+    cases[0].controller.step(losses[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        cases[1].controller.step(losses[1])
+    np.testing.assert_array_equal(cases[0].controller.observation, cases[1].controller.observation)  # type: ignore[arg-type]
+
+
+def test_state_is_plain_and_does_not_fit_everywhere() -> None:
+    case = Case(controller=Constant(0.0, counts=True))
+    for _ in range(3):
+        case.step()
+    file = io.BytesIO()
+    torch.save(case.controller.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = Case(controller=Constant(0.0, counts=True))
+    other.controller.load_state_dict(state)
+    assert other.optimizer.param_groups[0]["lr"] == case.optimizer.param_groups[0]["lr"]
+    assert other.controller.last_epoch == 3
+    assert case.step() == other.step()  # the recurrent state counts
+    with pytest.raises(ValueError, match="total_steps=100"):
+        Case(total_steps=200).controller.load_state_dict(state)
+    with pytest.raises(ValueError, match="needed"):
+        Case(features="absolute").controller.load_state_dict(state)
+    with pytest.raises(ValueError, match="version"):
+        Case().controller.load_state_dict({})
+
+
+def test_a_state_does_not_change_afterwards() -> None:
+    case = Case()
+    case.step()
+    state = case.controller.state_dict()
+    before = repr(state)
+    case.step()
+    assert repr(state) == before
+
+
+@pytest.mark.parametrize(
+    ("features", "named"),
+    [("daniel2016", "predictive_change"), ("xu2019", "log_validation_loss"), (["output_weight_mean"], "output_weight_mean")],
+)
+def test_features_that_a_loop_can_t_give_are_refused(features: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=f"can't compute the features.*{named}"):
+        Case(features=features)
+
+
+def refuse(optimizer: Any, match: str, error: type[Exception] = ValueError, mdp: MDP | None = None) -> None:
+    with pytest.raises(error, match=match):
+        ControllerLR(optimizer, BoundController(Constant(), mdp or MDP()), total_steps=10)
+
+
+def test_optimizers_whose_direction_is_not_known_are_refused() -> None:
+    weights = [nn.Parameter(torch.ones(2))]
+    refuse(torch.optim.Rprop(weights, 0.1), "predicted_decrease.*direction of Rprop is not known")
+    refuse(torch.optim.SGD(weights, 0.1, momentum=0.9, dampening=0.1), "dampening=0.1")
+    refuse(torch.optim.SGD(weights, 0.1, maximize=True), "maximize=True")
+    refuse(torch.optim.Adam(weights, amsgrad=True), "amsgrad=True", mdp=MDP(optimizer="adam"))
+    refuse(torch.optim.NAdam(weights, weight_decay=0.1), "decoupled", mdp=MDP(optimizer="nadamw"))
+
+    class Other(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return None
+
+    refuse(Other(weights, 0.1), "Other is not known")
+    # Without features of the direction any optimizer will do.
+    without = BoundController(Constant(), MDP(features="absolute"))
+    ControllerLR(torch.optim.Rprop(weights, 0.1), without, total_steps=10)
+
+
+def test_a_subclass_with_the_same_step_is_known() -> None:
+    class Same(torch.optim.SGD):
+        pass
+
+    ControllerLR(Same([nn.Parameter(torch.ones(2))], 0.1), BoundController(Constant(), MDP()), total_steps=10)
+
+
+def test_parameters_that_can_t_be_measured_are_refused() -> None:
+    class DTensor(nn.Parameter):
+        pass
+
+    refuse(torch.optim.SGD([DTensor(torch.ones(2))], 0.1), "sharded.*DistributedDataParallel")
+    flat = nn.Parameter(torch.ones(2))
+    flat._fsdp_flattened = True  # type: ignore[attr-defined]
+    refuse(torch.optim.SGD([flat], 0.1), "FSDP")
+    refuse(torch.optim.SGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))], 0.1), "complex")
+    refuse(torch.optim.SGD([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))], 0.1), "one device")
+    refuse(torch.optim.SGD([nn.Parameter(torch.ones(2), requires_grad=False)], 0.1), "no parameters")
+
+
+def test_other_wrong_arguments_are_refused() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+    refuse("sgd", "torch.optim.Optimizer", TypeError)
+    refuse(optimizer, "control_momentum", mdp=MDP(optimizer="momentum", control_momentum=True))
+    bound = BoundController(Constant(), MDP())
+    for options, match in (
+        ({"total_steps": 0}, "total_steps"),
+        ({"loss_lower_bound": math.nan}, "loss_lower_bound"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"initial_rate": -1.0}, "initial_rate"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ControllerLR(optimizer, bound, **{"total_steps": 10, **options})
+    with pytest.raises(TypeError, match="BoundController"):
+        ControllerLR(optimizer, Constant(), total_steps=10)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        ControllerLR(optimizer, "nothing.safetensors", total_steps=10)
+    with pytest.raises(ValueError, match="expected"):
+        ControllerLR(optimizer, BoundController(PolicyNetwork(3, 1), MDP()), total_steps=10)
+
+
+def test_another_kind_of_optimizer_than_the_controller_was_trained_for_is_reported() -> None:
+    with pytest.warns(UserWarning, match="trained for SGD, but steers Adam"):
+        ControllerLR(torch.optim.Adam([nn.Parameter(torch.ones(2))]), BoundController(Constant(), MDP()), total_steps=10)
+
+
+def test_parameters_that_are_added_are_reported() -> None:
+    case = Case()
+    case.step()
+    case.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with pytest.raises(ValueError, match="add_param_group"):
+        case.step()
+
+
+def test_a_file(tmp_path: Path) -> None:
+    bound = bind(MDP(optimizer="sgd"))
+    save_controller(tmp_path / "controller.safetensors", bound)
+    weights = [nn.Parameter(torch.ones(2))]
+    rates = []
+    for controller in (bound, tmp_path / "controller.safetensors", str(tmp_path / "controller.safetensors")):
+        optimizer = torch.optim.SGD(weights, 0.1)
+        scheduler = ControllerLR(optimizer, controller, total_steps=10)
+        weights[0].grad = torch.ones(2)
+        scheduler.step(1.0)
+        rates.append(scheduler.get_last_lr())
+    assert rates[0] == rates[1] == rates[2]
+
+
+def test_pretrained_is_in_the_package_or_refused() -> None:
+    from lr_env.scheduler import PRETRAINED
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+    if PRETRAINED.exists():
+        ControllerLR(optimizer, "pretrained", total_steps=10)
+    else:
+        with pytest.raises(FileNotFoundError, match="no pretrained controller"):
+            ControllerLR(optimizer, "pretrained", total_steps=10)
+
+
+def test_clipping_that_follows() -> None:
+    """The direction is that of the clipped gradient, as for the environment's optimizers that clip."""
+    mdp = MDP(optimizer={"name": "sgd", "clip_norm": 0.5}, features=ALL_OF_A_LOOP)
+    bound, task = bind(mdp), tiny_task()
+    env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=30, **vars(mdp))
+    observation, _ = env.reset(seed=3)
+    model = task.initial_model(3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    controller = ControllerLR(optimizer, bound, total_steps=30, clip_norm=0.5)
+    for inputs, targets in islice(task.batches(3), 30):
+        optimizer.zero_grad()
+        loss = task.loss(model(inputs), targets).mean()
+        loss.backward()
+        controller.step(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        np.testing.assert_allclose(controller.observation[0], observation, rtol=1e-3, atol=1e-3)  # type: ignore[index]
+        observation, *_ = env.step(bound.controller.predict(observation[None])[0][0])
+
+
+def _train_in_parallel(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rates, observations = _train(rank)
+    torch.save((rates, observations), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _train(rank: int | None) -> tuple[list[float], Tensor]:
+    """Half of each batch on each of two ranks, or all of it without."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(10, 32, 4), torch.randint(3, (10, 32))
+    model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    controller = ControllerLR(optimizer, bind(MDP(optimizer="momentum", features=ALL_OF_A_LOOP)), total_steps=10)
+    if rank is not None:
+        model = DistributedDataParallel(model)
+        inputs, targets = inputs[:, rank * 16 : rank * 16 + 16], targets[:, rank * 16 : rank * 16 + 16]
+    rates, observations = [], []
+    for batch, labels in zip(inputs, targets, strict=True):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch), labels)
+        loss.backward()
+        controller.step(loss)
+        optimizer.step()
+        rates.append(float(controller.get_last_lr()[0]))
+        observations.append(torch.from_numpy(controller.observation))
+    return rates, torch.cat(observations)
+
+
+def test_two_processes_set_the_rate_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+    alone = _train(None)
+    np.testing.assert_allclose(first[1], alone[1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(first[0], alone[0], rtol=1e-3)
