@@ -111,7 +111,7 @@ def measure_network(name: OptimizerName, seconds: float) -> Result:
     def backward() -> Tensor:
         network.zero_grad()
         loss = nn.functional.cross_entropy(network(images), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     return _measure("cnn", name, list(network.parameters()), backward, seconds, whole=True)

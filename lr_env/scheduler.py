@@ -314,7 +314,7 @@ class ControllerLR(LRScheduler):
     def _check_groups(self, mdp: MDP) -> None:
         expected = None if isinstance(mdp.lr_groups, str) else len(mdp.lr_groups)
         found = len(self.optimizer.param_groups)
-        if self._is_grouped and (expected not in (None, found) or len(self._signals.groups) != found):
+        if self._is_grouped and (expected not in (None, found) or self._signals.num_groups != found):
             needed = expected or "several"
             raise ValueError(
                 f"The controller sets {needed} rates, one for each of the groups that it was trained with: the optimizer needs as many parameter "

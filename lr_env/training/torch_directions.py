@@ -244,6 +244,7 @@ class LoopSignals:
         clip_norm: The norm to which the user clips the gradients afterwards; None for no clipping.
 
     Attributes:
+        num_groups: Groups with signals of their own.
         previous: ``gradients`` and ``directions`` of the step before ``(1, P)``, where signals need them.
 
     Raises:
@@ -265,15 +266,18 @@ class LoopSignals:
         self.device, self._dtype = _common(self._parameters)
         layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
         grouping = [[str(k) for k, i in enumerate(group_of) if i == group] for group in range(len(optimizer.param_groups))]
-        self.groups = Groups([group for group in grouping if group] if is_grouped else "global", layout, self.device)
+        chosen_grouping = [group for group in grouping if group] if is_grouped else "global"
+        self.num_groups = len(chosen_grouping) if is_grouped else 1
         self.directions: Directions | UnitSteps | None = None
         if names.intersection(DIRECTION_SIGNALS):
             self.directions = (UnitSteps if by_unit_steps else Directions)(optimizer, self._parameters)
         self._pieces = _pieces([parameter.numel() for parameter in self._parameters], group_of)
         self._is_small = layout.size <= ELEMENTS_PER_PIECE
         self._whole = Piece(0, range(len(self._parameters)), slice(0, layout.size))
-        self._pieces_group = Groups("global", layout, self.device)
-        self._is_grouped, self._size = is_grouped, layout.size
+        # Groups hold a number for each weight; a piece is summed as the one group that it is, as if it were one weight.
+        of_one = ParameterLayout(nn.ParameterList([nn.Parameter(torch.zeros(1))]))
+        self._groups = Groups(chosen_grouping, layout, self.device) if self._is_small else Groups("global", of_one, self.device)
+        self._is_grouped = is_grouped
         self._like = torch.zeros(0, dtype=self._dtype, device=self.device)
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
         self.previous = {name: self._like.new_zeros(1, layout.size) for name, signal in kept.items() if signal in names}
@@ -316,11 +320,11 @@ class LoopSignals:
         if self.directions is not None:
             parts = [self.directions(piece, gradients if len(self._pieces) == 1 else gradients[:, piece.part]) for piece in self._pieces]
             directions = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return self._measure(loss, self._whole, gradients, directions, self.groups)
+        return self._measure(loss, self._whole, gradients, directions)
 
     def _measure_pieces(self, loss: Tensor) -> Tensor:
         rows = signal_rows(self._names)
-        totals = torch.zeros(len(rows), len(self.groups), 1, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(len(rows), self.num_groups, 1, dtype=torch.float64, device=self.device)
         latest = torch.empty_like(self.previous["directions"]) if "directions" in self.previous else None
         counts = torch.zeros_like(totals[0])
         for piece in self._pieces:
@@ -328,11 +332,8 @@ class LoopSignals:
             directions = gradients if self.directions is None else self.directions(piece, gradients)
             if latest is not None:
                 latest[:, piece.part] = directions
-            signals = self._measure(loss, piece, gradients, directions, self._pieces_group)[:, 0]
+            signals = self._measure(loss, piece, gradients, directions)[:, 0]
             size = piece.part.stop - piece.part.start
-            if "direction_agreement" in self._names:
-                row = rows.index("direction_agreement")
-                signals[row] *= self._size  # a sum of signs: the group's own mean was taken over all weights
             group = piece.group if self._is_grouped else 0
             totals[:, group] += signals
             counts[group] += size
@@ -342,14 +343,14 @@ class LoopSignals:
         totals[0] = loss.double()
         return totals
 
-    def _measure(self, loss: Tensor, piece: Piece, gradients: Tensor, directions: Tensor, groups: Groups) -> Tensor:
+    def _measure(self, loss: Tensor, piece: Piece, gradients: Tensor, directions: Tensor) -> Tensor:
         nothing = self._like.view(1, 0)
         weights = piece.of([self._parameters[i] for i in piece.parameters], self._like) if "weight_norm_squared" in self._names else nothing
         before = [self.previous[name][:, piece.part] if name in self.previous else nothing for name in ("gradients", "directions")]
         if piece is self._whole:
             self._latest_directions = directions
         step = Step(loss, weights, gradients, directions, before[0], before[1], nothing, lambda: (nothing, nothing), None)
-        return measure(step, self._names, groups)
+        return measure(step, self._names, self._groups)
 
     def _gradients(self, piece: Piece) -> Tensor:
         if not self._names:
