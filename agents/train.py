@@ -69,8 +69,8 @@ class Process:
     features: tuple[str, ...] = ("scale_free",)
     """Names of features or sets of them."""
     action: str | None = None
-    """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``residual`` for ddpg, ``discrete`` for dqn, else
-    ``relative``."""
+    """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``residual`` for families and for ddpg, ``discrete``
+    for dqn, else ``relative``."""
     reward: str = "log_loss"
     """``log_loss``, ``loss``, or a mapping."""
     reward_on: str | None = None
@@ -558,7 +558,7 @@ def environment_arguments(options: TrainingOptions) -> dict[str, Any]:
 def _process_arguments(options: Process, is_discrete: bool, is_family: bool, is_own: bool = False) -> dict[str, Any]:
     """Arguments of the decision process, with the defaults that suit the algorithm."""
     on_reference = is_family or is_own
-    action = options.action or ("discrete" if is_discrete else "residual" if is_own else "relative")
+    action = options.action or ("discrete" if is_discrete else "residual" if on_reference else "relative")
     given = _name_or_mapping("reward", options.reward)
     reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
     if options.loss_floor is not None:

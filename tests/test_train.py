@@ -147,7 +147,7 @@ def test_families_are_mixed_in_every_rollout(tmp_path: Path) -> None:
     training = Training(given)
     assert len(set(training.environment.episodes.horizons.tolist())) > 1
     mdp = training.environment.mdp
-    assert (mdp.action, mdp.reward_on, mdp.reward) == ("relative", "reference", {"kind": "log_loss", "loss_floor": 0.01})
+    assert (mdp.action, mdp.reward_on, mdp.reward) == ("residual", "reference", {"kind": "log_loss", "loss_floor": 0.01})
     assert training.evaluation.count == 6  # a multiple of the variants
     training.run()
     whole = training.controller_path.read_bytes()
