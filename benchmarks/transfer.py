@@ -15,6 +15,8 @@ own runs alone. After a change of the code choose another output.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -54,8 +56,8 @@ POLYAK_LIMITS = (2e-4, 5e3)
 SHARED, TUNED, SHARED_POLYAK = "shared constant", "tuned per task", "SPS, shared constant"
 RIVALS = (SHARED, TUNED, SHARED_POLYAK)
 
-SIDE_BY_SIDE, COSTLY_SIDE_BY_SIDE = 16, 2
-"""Trainings at once, of perceptrons and of other models: with more, a transformer's evaluation would take more than 2 GB."""
+SIDE_BY_SIDE, COSTLY_SIDE_BY_SIDE, SEQUENCES_SIDE_BY_SIDE = 16, 2, 1
+"""Trainings at once, of perceptrons, of other models, and of those that predict sequences: a benchmark shall need at most 2 GB."""
 
 START_FACTORS = (0.01, 100.0)
 NEAR = range(-1, 3)
@@ -316,13 +318,15 @@ class Transfer:
         for contestant in self.contestants:
             for factor in (1.0, *self._factors(subject)):
                 runs[_controller_key(contestant, factor)] = f"{contestant.name} × {factor:g}", partial(contestant.started, factor)
-        record, runners = self.records.of(subject), self._runners(subject, Role.REPORT)
+        record, runners, mdp = self.records.of(subject), self._runners(subject, Role.REPORT), None
         for key, (shown, make) in runs.items():
             if key in record["reports"]:
                 continue
-            start = time.process_time()
+            start, bound = time.process_time(), make()
             self._show(subject, shown)
-            record["reports"][key] = _run(runners, make())
+            if bound.mdp != mdp:  # one decision process at a time, for the memory
+                runners, mdp = self._runners(subject, Role.REPORT), bound.mdp
+            record["reports"][key] = _run(runners, bound)
             record["seconds"] += time.process_time() - start
             self.records.save()
 
@@ -409,7 +413,9 @@ def find_subjects(options: Options) -> list[Subject]:
                 raise ValueError(f"{name} has an optimizer of its own, {whole.optimizers[index]!r}. Leave it out of --tasks.")
             counts = (options.trainings, options.tuning_trainings, SIDE_BY_SIDE)
             if not _is_perceptron(task):
-                counts = (options.costly_trainings, options.costly_tuning_trainings, COSTLY_SIDE_BY_SIDE)
+                is_sequence = task.data.split("train").targets[0].numel() > 1
+                side_by_side = SEQUENCES_SIDE_BY_SIDE if is_sequence else COSTLY_SIDE_BY_SIDE
+                counts = (options.costly_trainings, options.costly_tuning_trainings, side_by_side)
             subjects.append(Subject(name, group, whole.variant(index), horizons.get(group, task.horizon), *counts))
     return subjects
 
@@ -471,13 +477,22 @@ def _controller_key(contestant: Contestant, factor: float) -> str:
 
 def _run(runners: Sequence[RunnerCache], bound: BoundController) -> dict[str, Any]:
     """Scores, divergences and metrics (or None) of all trainings, JSON-ready."""
-    results = [runner.run(bound) for runner in runners]
+    results = []
+    for runner in runners:
+        results.append(runner.run(bound))
+        _release_memory()
     metrics: list[float | None] | None = None
     if all(result.test_metrics is not None for result in results):
         values = np.concatenate([result.test_metrics for result in results if result.test_metrics is not None]).tolist()
         metrics = [value if math.isfinite(value) else None for value in values]
     scores, diverged = (np.concatenate([getattr(result, name) for result in results]).tolist() for name in ("scores", "diverged"))
     return {"scores": scores, "diverged": diverged, "metrics": metrics}
+
+
+def _release_memory() -> None:
+    """Hands what is free back to the system: glibc would keep it, a gigabyte after the first evaluation of a transformer."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _means(report: Mapping[str, Any]) -> dict[str, Any]:
