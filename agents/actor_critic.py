@@ -438,7 +438,7 @@ class OnlineLR:
         Returns:
             The first group's rate. Where the loss is not finite, the agent neither learns nor chooses, and the rate stays.
         """
-        present = float(loss)
+        present = _number(loss)
         if self._before is not None:
             after = present if self._after is None else self._after
             self.learner.learn(self._before - after, _loss_state(after), _loss_state(present))
@@ -454,7 +454,7 @@ class OnlineLR:
         self.optimizer.step()
         if closure is not None:
             with torch.no_grad():
-                self._after = float(closure())
+                self._after = _number(closure())
         return float(self.optimizer.param_groups[0]["lr"])
 
 
@@ -475,3 +475,7 @@ def _loss_state(loss: float) -> np.ndarray:
 
 def _row(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(values, np.float64))[None]
+
+
+def _number(loss: Tensor | float) -> float:
+    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)

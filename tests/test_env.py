@@ -29,7 +29,7 @@ from lr_env.mdp import ACTIONS, FEATURE_SETS
 from lr_env.tasks import Sampler, Split
 from lr_env.tasks.models import mlp
 from lr_env.training import OPTIMIZERS
-from tests.reference import train
+from tests.reference import TORCH_OPTIMIZERS, train
 from tests.rollouts import RUINOUS_RATE, Rollout, assert_same_bits, continue_with, fingerprint, roll_out, tiny_task
 
 NAMES = ["breast-cancer-mlp", "digits-logreg", "digits-mlp", "digits-mlp-scaled", "noisy-quadratic"]
@@ -237,17 +237,13 @@ def test_weights_and_data_are_paired_across_decision_processes() -> None:
 @pytest.mark.parametrize("name", ["digits-mlp", "breast-cancer-mlp"])
 def test_constant_rates_equal_a_plain_torch_optim_loop(name: str, optimizer: str, dtype: str, tolerance: float) -> None:
     task = make_task(name)
-    rate = {"sgd": 0.1, "adam": 0.003}.get(optimizer, 0.01)
+    rate = {"sgd": 0.1, "momentum": 0.01, "nesterov": 0.01, "adagrad": 0.01, "lion": 0.001}.get(optimizer, 0.003)
     env = gym.make("LearningRate-v0", task=name, optimizer=optimizer, action="rate", dtype=dtype, horizon=60)
     rollout = roll_out(env, [[rate]] * 60, seed=5)
     # Written out here: the loop that a user would compare with.
     model, batches = task.initial_model(5).to(getattr(torch, dtype)), task.batches(5)
-    stepper: torch.optim.Optimizer = {
-        "sgd": partial(torch.optim.SGD, lr=rate),
-        "momentum": partial(torch.optim.SGD, lr=rate, momentum=0.9),
-        "nesterov": partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True),
-        "adam": partial(torch.optim.Adam, lr=rate),
-    }[optimizer](model.parameters())
+    stepper = TORCH_OPTIMIZERS[optimizer](model.parameters())
+    stepper.param_groups[0]["lr"] = rate
     losses = []
     for _ in range(61):
         inputs, targets = next(batches)
