@@ -48,7 +48,8 @@ class ControllerLR(LRScheduler):
 
     It looks at the loss, the gradients, the weights and the direction that ``optimizer.step()`` is about to take, and changes nothing
     but ``lr`` in the optimizer's groups. What the controller observes and what its actions do is its own decision process's, as in the
-    environment ``LearningRate-v0``: for the same training the same bits. Its circuit breaker and its reward play no part.
+    environment ``LearningRate-v0``: for the same training the same bits with ``"sgd"``, and with an optimizer that the environment makes by a
+    function; with momentum or Adam by name the environment itself rounds differently. Circuit breaker and reward play no part.
 
     - **Start.** The rate before the first decision is the optimizer's own ``lr``, or ``initial_rate``; controllers move it from there,
       unless their action does not depend on it. It must lie within the process's range, as all rates then do.
