@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -121,24 +122,21 @@ class SafeStates:
     """What the circuit breaker goes back to.
 
     Args:
-        num_members: N.
+        state: Of the population.
+        table: Of the process.
 
     Attributes:
         averages: Of ℓ − b over the steps without a jump, ``(N,)``.
     """
 
-    def __init__(self, num_members: int) -> None:
-        self.averages = np.zeros(num_members)
-        self._state: State = {}
-        self._table: Array = None
+    def __init__(self, state: State, table: Array) -> None:
+        self.averages = np.zeros(table.shape[-1])
+        self._state, self._table = {name: value.clone() for name, value in state.items()}, copy.deepcopy(table)
 
     def keep(self, members: np.ndarray, state: State, table: Array) -> None:
         """Takes the present state and columns of members ``(K,)`` for safe."""
-        if not self._state:
-            self._state, self._table = {name: value.clone() for name, value in state.items()}, 1 * table
-        else:
-            _copy(members, state, self._state)
-            self._table[..., members] = table[..., members]
+        _copy(members, state, self._state)
+        self._table[..., members] = table[..., members]
 
     def restore(self, members: np.ndarray, state: State, table: Array) -> None:
         """Puts members ``(K,)`` back to their safe states, in place."""
@@ -220,7 +218,7 @@ class Episodes:
         self.table = self.process.initial(num_members)
         self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
         self._graph: Any = None
-        self._safe = SafeStates(num_members) if self.process.circuit_breaker else None
+        self._safe = SafeStates(self.population.state, self.table) if self.process.circuit_breaker else None
         if self._safe is not None and isinstance(optimizer, TorchOptimizer):
             raise ValueError("The circuit breaker can't put back an optimizer that is made by a function: use an optimizer by name.")
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
