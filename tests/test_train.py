@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.train import Training, TrainingOptions, _scores, environment_arguments, main
+from agents.evaluation import _scores
+from agents.train import Training, main
+from agents.training_options import TrainingOptions, environment_arguments
 from lr_env import PolicyNetwork, TaskFamily, load_controller, register_task, save_controller
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP

@@ -1,0 +1,203 @@
+"""Options of the training command, and what they mean for the environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import tyro
+from lr_env.checks import positive_integer, unknown_name
+from lr_env.episodes import find_family
+from lr_env.seeding import check_seed
+from lr_env.tasks import TaskFamily, make_task
+
+Algorithm: TypeAlias = Literal["a2c", "ddpg", "dqn", "ppo", "sac", "td3"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Options of the decision process. Where a mapping is possible, as in ``{"kind": "residual", "base": "cosine"}``, it is given as JSON."""
+
+    optimizer: str = "sgd"
+    """Name or mapping of the optimizer whose rate is controlled."""
+    features: tuple[str, ...] = ("scale_free",)
+    """Names of features or sets of them."""
+    action: str | None = None
+    """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``residual`` for families and for ddpg, ``discrete``
+    for dqn, else ``relative``."""
+    reward: str = "log_loss"
+    """``log_loss``, ``loss``, or a mapping."""
+    reward_on: str | None = None
+    """Loss that is rewarded. By default ``reference`` for families and for ddpg, else ``next_batch``."""
+    loss_floor: float | None = None
+    """Floor of the logarithm relative to the first loss. By default 0.01 for families, else 0."""
+    lr_min: float | None = None
+    """Lowest rate; by default the optimizer's."""
+    lr_max: float | None = None
+    """Highest rate; by default the optimizer's."""
+    initial_rate: float | None = None
+    """Rate before the first decision; by default the optimizer's."""
+    initial_rate_decades: float = 0.0
+    """Each training starts at random up to so many decades off the initial rate."""
+    steps_per_action: int = 1
+    """SGD steps that share one decision."""
+    environment: tuple[str, ...] = ()
+    """Further arguments of LearningRate-v0 as name=value, with values in JSON."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Process):
+    """Options of a training."""
+
+    algorithm: Algorithm = "ppo"
+    """ddpg is this package's own, the others are Stable-Baselines3's."""
+    task: str | None = None
+    """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
+    family: str | None = None
+    """Registered name of a family instead; its variants are mixed in every rollout."""
+    steps: int = 300_000
+    """Environment steps of all members together."""
+    num_envs: int | None = None
+    """Trainings side by side. By default 64; for a family 256, or its variants if there are more."""
+    seed: int = 0
+    """Seed of everything."""
+    horizon: int | None = None
+    """SGD steps of a training; by default the task's, or each variant's own."""
+    hyperparameters: tuple[str, ...] = ()
+    """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the published defaults."""
+    scale_rewards: bool = False
+    """Divide the rewards of each variant by their running scale; not for ddpg."""
+    compile: bool = False
+    """Compile the step of all trainings; takes seconds for each variant, and pays for long runs."""
+    num_processes: int = 1
+    """Processes over which the trainings are spread."""
+    evaluation_interval: int = 50_000
+    """Steps between evaluations; each writes a checkpoint too."""
+    evaluation_trainings: int = 64
+    """Fixed trainings on which controllers are evaluated; as many others choose the reference. Rounded up to a multiple of the variants."""
+    checkpoint_interval: int = 100_000
+    """Steps between checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard logs to the folder ``tensorboard`` of the output; needs the package ``tensorboard``."""
+    output: Path = Path("results/train")
+    """Folder of the results."""
+    resume: bool = False
+    """Continue from the checkpoint in the output; start where there is none."""
+
+
+@dataclass(frozen=True)
+class ExportOptions(Process):
+    """Options of an export. The decision process must be the one that the model was trained in."""
+
+    model: Annotated[Path, tyro.conf.Positional] = Path("model.zip")
+    """File that SB3's ``model.save`` wrote. Loading it runs code: trust it first."""
+    algorithm: Algorithm = "ppo"
+    """Whose model it is."""
+    output: Path | None = None
+    """The controller's file; by default beside the model, as ``.safetensors``."""
+
+
+def environment_arguments(options: TrainingOptions) -> dict[str, Any]:
+    """Arguments of :class:`lr_env.LearningRateVectorEnv` for these options, beside the task and how it is computed.
+
+    Raises:
+        ValueError: If one is malformed.
+    """
+    is_family = options.family is not None
+    arguments = process_arguments(options, options.algorithm == "dqn", is_family, is_own=options.algorithm == "ddpg")
+    return {"horizon": options.horizon} | arguments
+
+
+def process_arguments(options: Process, is_discrete: bool, is_family: bool, is_own: bool = False) -> dict[str, Any]:
+    """Arguments of the decision process, with the defaults that suit the algorithm."""
+    on_reference = is_family or is_own
+    action = options.action or ("discrete" if is_discrete else "residual" if on_reference else "relative")
+    given = _name_or_mapping("reward", options.reward)
+    reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
+    if options.loss_floor is not None:
+        reward["loss_floor"] = options.loss_floor
+    elif is_family and reward["kind"] == "log_loss":
+        reward.setdefault("loss_floor", 0.01)
+    return {
+        "optimizer": _name_or_mapping("optimizer", options.optimizer),
+        "features": options.features[0] if len(options.features) == 1 else list(options.features),
+        "action": _name_or_mapping("action", action),
+        "reward": reward if len(reward) > 1 else reward["kind"],
+        "reward_on": options.reward_on or ("reference" if on_reference else "next_batch"),
+        "steps_per_action": options.steps_per_action,
+        "lr_min": options.lr_min,
+        "lr_max": options.lr_max,
+        "initial_rate": options.initial_rate,
+        "initial_rate_decades": options.initial_rate_decades,
+    } | assignments("environment", options.environment)
+
+
+def check_options(options: TrainingOptions) -> None:
+    """Refuses what would go wrong later.
+
+    Raises:
+        ValueError: If an option is wrong.
+        TypeError: If an option has the wrong type.
+    """
+    if options.algorithm not in get_args(Algorithm):
+        raise unknown_name("algorithm", options.algorithm, get_args(Algorithm))
+    for name in ("steps", "evaluation_interval", "evaluation_trainings", "checkpoint_interval", "num_processes"):
+        positive_integer(name, getattr(options, name))
+    if options.num_envs is not None:
+        positive_integer("num_envs", options.num_envs)
+    check_seed(options.seed)
+    if options.scale_rewards and options.algorithm == "ddpg":
+        raise ValueError("scale_rewards is for Stable-Baselines3's algorithms. Pass --hyperparameters reward_scale=... to ddpg.")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"output must be a folder, but {options.output} is a file.")
+
+
+def find_task(options: TrainingOptions) -> tuple[str, TaskFamily]:
+    """Name and family of what is trained on."""
+    if options.task is not None and options.family is not None:
+        raise ValueError(f"Either task or family can be given, but task={options.task!r} and family={options.family!r} were. Leave one out.")
+    name = options.family or options.task or "digits-mlp-scaled"
+    family = find_family(name)
+    if options.family is not None and not isinstance(make_task(name), TaskFamily):
+        raise ValueError(f"{name!r} is a single task. Pass --task {name}.")
+    if options.family is None and family.num_variants > 1:
+        raise ValueError(f"{name!r} is a family of {family.num_variants} variants. Pass --family {name}.")
+    return name, family
+
+
+def _name_or_mapping(what: str, text: str) -> str | dict[str, Any]:
+    """A name as it is, or the mapping that JSON describes."""
+    return _json_mapping(what, text) if text.lstrip().startswith("{") else text
+
+
+def _json_mapping(what: str, text: str) -> dict[str, Any]:
+    try:
+        mapping = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{what} must be JSON such as {{"name": 1}}, but {text!r} was given: {error}.') from error
+    assert isinstance(mapping, dict)
+    return mapping
+
+
+def assignments(what: str, given: Sequence[str]) -> dict[str, Any]:
+    """Values by name of ``name=value`` and JSON mappings.
+
+    Raises:
+        ValueError: If one is neither.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if text.lstrip().startswith("{"):
+            values |= _json_mapping(what, text)
+        elif not separator or not name.isidentifier():
+            raise ValueError(f"{what} are given as name=value, but {text!r} was given. Write for example: --{what} name=0.1 other=true.")
+        else:
+            try:
+                values[name] = json.loads(value)
+            except json.JSONDecodeError:
+                values[name] = value  # a word
+    return values
