@@ -2,14 +2,18 @@
 
 from agents.actor_critic import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
 from agents.ddpg import DDPG, DDPGConfig
-from agents.rules import StochasticPolyak
+from agents.rules import ArmijoLineSearch, GreedyBranching, HypergradientDescent, NormalisedGradient, StochasticPolyak
 from agents.schedules import Schedule
 
 __all__ = [
     "DDPG",
     "ONLINE_ENVIRONMENT",
     "ActorCriticConfig",
+    "ArmijoLineSearch",
     "DDPGConfig",
+    "GreedyBranching",
+    "HypergradientDescent",
+    "NormalisedGradient",
     "OnlineActorCritic",
     "OnlineLR",
     "Schedule",

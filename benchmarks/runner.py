@@ -29,6 +29,7 @@ class Result:
         test_metrics: The task's metric over the test split, ``(N,)``, or None.
         losses: Minibatch losses before each SGD decision and after the last, ``(T + 1, N)``; after a divergence, not a number.
         rates: Rates applied, ``(T, N)``; after a divergence, not a number.
+        extra_forward_passes: Of a controller that looks at more than observations, see :class:`agents.rules.AttachedRule`, ``(N,)``; else None.
     """
 
     scores: np.ndarray
@@ -37,6 +38,7 @@ class Result:
     test_metrics: np.ndarray | None
     losses: np.ndarray
     rates: np.ndarray
+    extra_forward_passes: np.ndarray | None = None
 
 
 class Runner:
@@ -69,6 +71,8 @@ class Runner:
         episodes, members = self._episodes, np.arange(len(self.seeds))
         episodes.restart(members, self.seeds)
         outcome = episodes.begin(members)
+        if (attach := getattr(controller, "attach", None)) is not None:  # see :class:`agents.rules.AttachedRule`
+            attach(episodes)
         if self._initial_scores is None:
             self._initial_scores = self._scores(episodes.evaluate("train", self.num_examples))
         losses, rates, state = [outcome.losses], [], None
@@ -85,7 +89,8 @@ class Runner:
         diverged |= ~np.isfinite(final.losses)
         scores = np.where(diverged, self._initial_scores + DIVERGENCE_PENALTY, self._scores(final))
         test = episodes.evaluate("test", self.num_examples) if self.tests else Evaluation(np.full(len(members), np.nan), None)
-        return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates))
+        passes = getattr(controller, "extra_forward_passes", None)
+        return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates), passes)
 
     def _scores(self, evaluation: Evaluation) -> np.ndarray:
         with np.errstate(invalid="ignore"):
