@@ -1,0 +1,643 @@
+"""From the cells of a benchmark to what it says: scores, intervals, rivals, controls, falsifiers."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from benchmarks.records import Cell, CellResult, CellRole, Point
+from benchmarks.statistics import (
+    FEWEST_TASKS,
+    HIGHEST_SCORE,
+    LOWEST_SCORE,
+    Interval,
+    Statistic,
+    expected_search_scores,
+    hierarchical_bootstrap,
+    holm,
+    interquartile_mean,
+    leaves_score,
+    mean,
+    median_interval,
+    normalised_score,
+    paired_difference,
+    paired_p_value,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+    tuning_equivalents,
+)
+from benchmarks.suites import SPECIFICATIONS, Suite, SuiteTask
+from benchmarks.summary import (
+    DEFAULT,
+    HINDSIGHT,
+    POLYAK,
+    POOL,
+    RANDOM_POLICY,
+    RIVAL,
+    SHARED,
+    Basis,
+    Budget,
+    Comparison,
+    Curve,
+    Equivalents,
+    Falsifier,
+    Kind,
+    OptimizerRow,
+    Problem,
+    Profile,
+    SearchCurve,
+    Standing,
+    Summary,
+    TaskEntry,
+    TaskReferences,
+    Verdict,
+)
+
+OPPONENTS = (RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)
+"""Whom entered controllers are compared with, one by one."""
+RATE_FREE = (POLYAK, "schedule-free", "prodigy")
+"""What no claim survives being equalled by."""
+ANNEALING_GAIN = 0.05
+"""Decades by which the best decay beats the best constant where a task counts for claims about schedules."""
+THRESHOLDS = np.linspace(-1, 2, 61)
+CURVE_POINTS = 120
+
+
+@dataclass
+class _Runs:
+    """Reported trainings of one contestant on one task; all arrays ``(J, S)``: controllers from J training seeds × S seeds."""
+
+    training_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    results: list[CellResult]
+
+    def stacked(self, name: str) -> np.ndarray:
+        """One of the results' arrays."""
+        return np.stack([getattr(result, name) for result in self.results])
+
+    def on(self, seeds: Sequence[int]) -> _Runs:
+        """Those of some seeds alone, without curves."""
+        chosen = [self.seeds.index(seed) for seed in seeds]
+        arrays = ("scores", "diverged", "test_losses")
+        results = [replace(result, **{name: getattr(result, name)[chosen] for name in arrays}, losses=None, rates=None) for result in self.results]
+        return _Runs(self.training_seeds, tuple(seeds), results)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        return self.stacked("scores")
+
+    @cached_property
+    def diverged(self) -> np.ndarray:
+        return self.stacked("diverged").astype(bool)
+
+
+@dataclass
+class _Pool:
+    """The random search on one task: scores on tuning seeds ``(P,)``, and on some of the reported seeds ``(P, S)``."""
+
+    seeds: tuple[int, ...]
+    tuning: np.ndarray
+    reports: np.ndarray
+
+
+@dataclass
+class _Track:
+    """The cells of one track, sorted."""
+
+    name: str
+    tasks: tuple[SuiteTask, ...]
+    runs: dict[str, dict[str, _Runs]] = field(default_factory=lambda: defaultdict(dict))  # by task and contestant
+    tuning: dict[str, dict[str, list[tuple[Point, CellResult]]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    pools: dict[str, _Pool] = field(default_factory=dict)  # by task
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    expected: dict[str, tuple[int, ...]] = field(default_factory=dict)  # training seeds by contestant
+    seconds: Counter[str] = field(default_factory=Counter)
+    trainings: Counter[str] = field(default_factory=Counter)
+
+    def finished(self, *contestants: str, tasks: Iterable[str] | None = None) -> list[str]:
+        """Tasks where all cells of these contestants are there."""
+        names = [task.name for task in self.tasks] if tasks is None else tasks
+        return [task for task in names if all(self.complete(task, contestant) for contestant in contestants)]
+
+    def complete(self, task: str, contestant: str) -> bool:
+        """Whether all controllers of the contestant have run on the task."""
+        runs = self.runs[task].get(contestant)
+        return runs is not None and runs.training_seeds == self.expected.get(contestant)
+
+    def paired(self, task: str, first: str, second: str) -> tuple[_Runs, _Runs]:
+        """Both contestants on the seeds that they share."""
+        ours, theirs = self.runs[task][first], self.runs[task][second]
+        shared = [seed for seed in ours.seeds if seed in theirs.seeds]
+        return ours.on(shared), theirs.on(shared)
+
+    def differences(self, task: str, first: str, second: str) -> np.ndarray:
+        """Paired differences of scores on shared seeds, ``(J, S)``; where numbers of controllers differ, the second's are averaged."""
+        ours, theirs = self.paired(task, first, second)
+        same = ours.training_seeds == theirs.training_seeds
+        return ours.scores - (theirs.scores if same else theirs.scores.mean(0, keepdims=True))
+
+
+def summarise(
+    cells: Iterable[tuple[Cell, CellResult]],
+    suite: Suite,
+    controllers: Sequence[str] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    training_costs: Mapping[str, str] | None = None,
+) -> Summary:
+    """What the cells of a suite say; cells of other suites are passed over.
+
+    A contestant that lacks cells on a task is not aggregated over others: its aggregates are None, and what is missing is listed.
+
+    Args:
+        cells: As the store gives them; of an unfinished run too.
+        suite: Theirs.
+        controllers: The contestants that the question is about, the one of the primary comparison first; None for all learned ones.
+        provenance: Commands, versions and machine, by name.
+        training_costs: What the training of learned controllers cost, in words.
+    """
+    ours = [(cell, result) for cell, result in cells if cell.suite == suite.key]
+    failed = [_problem(cell, error) for cell, result in ours if (error := _error(cell, result)) is not None]
+    good = [(cell, result) for cell, result in ours if _error(cell, result) is None]
+    learned = dict.fromkeys(cell.contestant for cell, _ in good if "training_seed" in cell.point)
+    entered = tuple(name for name in learned if not _is_control(name, learned)) if controllers is None else tuple(controllers)
+    everything, missing = [], []
+    for name in (*suite.tracks, *suite.other_optimizers):
+        track, problems = _sort(name, suite, [(cell, result) for cell, result in good if cell.track == name], entered)
+        everything.append(track)
+        missing += problems
+    tracks = everything[: len(suite.tracks)]
+    references = {(row.track, row.task): row for track in tracks for row in _references(track)}
+    comparisons = [row for track in tracks for name in entered for opponent in OPPONENTS if (row := _compare(track, name, opponent)) is not None]
+    standings = [row for track in tracks for row in _standings(track, references)]
+    comparisons, standings = _adjusted(comparisons, standings)
+    return Summary(
+        suite=suite.key,
+        tracks=tuple(suite.tracks),
+        controllers=entered,
+        provenance=dict(provenance or {}),
+        references=tuple(references.values()),
+        entries=tuple(row for track in tracks for row in _entries(track, references)),
+        standings=tuple(standings),
+        comparisons=tuple(comparisons),
+        controls=tuple(row for track in tracks for name in entered for row in _controls(track, name)),
+        budgets=tuple(row for track in tracks for row in _budgets(track, training_costs or {})),
+        equivalents=tuple(row for track in tracks for name in entered for row in _equivalents(track, name)),
+        searches=tuple(row for track in tracks if (row := _search(track)) is not None),
+        profiles=tuple(row for track in tracks for row in _profiles(track, references)),
+        falsifiers=tuple(row for track in tracks for name in entered for row in _falsifiers(track, name, references)),
+        optimizers=tuple(_optimizers(everything)),
+        failed=tuple(failed),
+        missing=tuple(missing),
+        curves=tuple(row for track in tracks for row in _curves(track, entered)),
+    )
+
+
+def _is_control(name: str, contestants: Iterable[str]) -> bool:
+    return name == RANDOM_POLICY or any(name.startswith(f"{other}: ") for other in contestants)
+
+
+def _problem(cell: Cell, problem: str) -> Problem:
+    return Problem(cell.track, cell.task, cell.contestant, cell.role, _point(cell.point), problem)
+
+
+def _error(cell: Cell, result: CellResult) -> str | None:
+    if result.error is None and len(result.scores) < 2 and cell.role == "report" and cell.contestant != POOL:
+        return "fewer than two trainings, of which nothing can be said"
+    return (
+        "a loss is not finite though its training did not diverge" if result.error is None and not np.isfinite(result.scores).all() else result.error
+    )
+
+
+def _point(point: Point) -> str:
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
+
+
+def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], entered: Sequence[str]) -> tuple[_Track, list[Problem]]:
+    """One track's cells in order, and what is missing there."""
+    track, problems = _Track(name, tuple(suite.tasks)), []
+    tasks = [task.name for task in track.tasks]
+    seeds = _common_seeds(cells)
+    reported: dict[tuple[str, str], dict[int, CellResult]] = defaultdict(dict)
+    pools: dict[str, dict[CellRole, dict[str, CellResult]]] = defaultdict(lambda: {"tune": {}, "report": {}})
+    for cell, result in cells:
+        if cell.role == "tune":
+            track.tuning[cell.task][cell.contestant].append((cell.point, result))
+        elif cell.seeds != seeds[cell.task, cell.contestant == POOL]:
+            problems.append(_problem(cell, "ran on other seeds than the other contestants, and is left out"))
+            continue
+        if cell.contestant == POOL:
+            pools[cell.task][cell.role][_point(cell.point)] = result
+        elif cell.role == "report":
+            reported[cell.task, cell.contestant][cell.point.get("training_seed", 0)] = result
+            track.seconds[cell.contestant] += result.seconds
+            track.trainings[cell.contestant] += len(cell.seeds)
+    contestants = dict.fromkeys(contestant for _, contestant in reported)
+    for contestant in contestants:
+        track.expected[contestant] = tuple(sorted({seed for (_, other), runs in reported.items() if other == contestant for seed in runs}))
+        track.kinds[contestant] = "entered" if contestant in entered else "control" if _is_control(contestant, contestants) else "baseline"
+    for task, contestant in product(tasks, contestants):
+        runs = reported.get((task, contestant), {})
+        if runs:
+            track.runs[task][contestant] = _Runs(tuple(sorted(runs)), seeds[task, False], [runs[seed] for seed in sorted(runs)])
+        lacking = [seed for seed in track.expected[contestant] if seed not in runs]
+        several = len(track.expected[contestant]) > 1
+        problems += [Problem(name, task, contestant, "report", f"training_seed {seed}" if several else "", "no result") for seed in lacking]
+    if name in suite.tracks:
+        absent = [contestant for contestant in (RIVAL, DEFAULT) if contestant not in contestants]
+        problems += [Problem(name, task, contestant, "report", "", "no result") for task, contestant in product(tasks, absent)]
+    for task, pool in pools.items():
+        points = sorted(set(pool["tune"]) & set(pool["report"]))
+        if points:
+            reports = [pool["report"][point] for point in points]
+            track.pools[task] = _Pool(
+                seeds[task, True], np.array([pool["tune"][point].scores.mean() for point in points]), np.stack([result.scores for result in reports])
+            )
+            if len(seeds[task, True]) > 1:
+                best = min(reports, key=lambda result: float(result.scores.mean()))
+                track.runs[task][HINDSIGHT] = _Runs((0,), seeds[task, True], [best])
+                track.expected[HINDSIGHT], track.kinds[HINDSIGHT] = (0,), "baseline"
+    return track, problems
+
+
+def _common_seeds(cells: Iterable[tuple[Cell, CellResult]]) -> dict[tuple[str, bool], tuple[int, ...]]:
+    """The reported seeds that most contestants share, by task and whether it is the random search's."""
+    counts: dict[tuple[str, bool], Counter[tuple[int, ...]]] = defaultdict(Counter)
+    for cell, _ in cells:
+        if cell.role == "report":
+            counts[cell.task, cell.contestant == POOL][cell.seeds] += 1
+    return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
+
+def _references(track: _Track) -> Iterator[TaskReferences]:
+    for task in track.tasks:
+        runs = track.runs[task.name]
+        default, rival, hindsight = (runs[name].scores if track.complete(task.name, name) else None for name in (DEFAULT, RIVAL, HINDSIGHT))
+        annealing = _annealing(track, task.name)
+        yield TaskReferences(
+            track=track.name,
+            task=task.name,
+            budget=task.budget,
+            trainings=next(iter(runs.values())).scores.shape[1] if runs else 0,
+            default=_mean(default),
+            rival=_mean(rival),
+            hindsight=_mean(hindsight),
+            scored=default is not None and rival is not None and not leaves_score(default[0], rival[0]),
+            annealing=annealing,
+            counts_for_schedules=None if annealing is None else annealing >= ANNEALING_GAIN,
+        )
+
+
+def _annealing(track: _Track, task: str) -> float | None:
+    """Best constant − best decay on the tuning seeds, in decades."""
+    means: dict[bool, list[float]] = {True: [], False: []}
+    for contestant in (RIVAL, POOL):
+        for point, result in track.tuning[task].get(contestant, ()):
+            if "shape" in point:
+                means[point["shape"] == "constant"].append(float(result.scores.mean()))
+    return min(means[True]) - min(means[False]) if means[True] and means[False] else None
+
+
+def _mean(scores: np.ndarray | None) -> float | None:
+    return None if scores is None else float(scores.mean())
+
+
+def _entries(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[TaskEntry]:
+    for task, contestant in product(track.tasks, track.kinds):
+        if not track.complete(task.name, contestant):
+            continue
+        runs, kept = track.runs[task.name][contestant], references[track.name, task.name]
+        fine = ~runs.diverged
+        with np.errstate(invalid="ignore", divide="ignore"):
+            test_losses = np.log10(runs.stacked("test_losses"))[fine]
+        has_metrics = all(result.test_metrics is not None for result in runs.results)
+        opponents = OPPONENTS if track.kinds[contestant] == "entered" else (RIVAL,)
+        yield TaskEntry(
+            track=track.name,
+            task=task.name,
+            contestant=contestant,
+            score=float(runs.scores.mean()),
+            diverged=float(runs.diverged.mean()),
+            test_loss=float(10 ** test_losses.mean()) if np.isfinite(test_losses).all() and len(test_losses) else None,
+            test_metric=float(runs.stacked("test_metrics")[fine].mean()) if has_metrics and fine.any() else None,
+            ratios={
+                opponent: _paired(track.differences(task.name, contestant, opponent))
+                for opponent in opponents
+                if opponent != contestant and opponent in track.kinds and track.complete(task.name, opponent)
+            },
+            normalised=float(_normalised(runs, kept).mean()) if kept.scored else None,
+        )
+
+
+def _paired(differences: np.ndarray) -> Interval:
+    """Change in % over the trainings of one task, from paired differences ``(J, S)``."""
+    means = differences.mean(0)
+    paired = paired_difference(means, np.zeros_like(means))
+    return _percent(Interval(paired.mean, paired.low, paired.high))
+
+
+def _normalised(runs: _Runs, reference: TaskReferences) -> np.ndarray:
+    """S of each training, ``(J, S)``, not clipped."""
+    return normalised_score(runs.scores, reference.default, reference.rival, runs.diverged)
+
+
+def _compare(track: _Track, first: str, second: str, tasks: Sequence[str] | None = None) -> Comparison | None:
+    """Two contestants on the tasks (all of them for None) that both finished; None where there is none."""
+    if first == second or not {first, second} <= track.kinds.keys():
+        return None
+    finished = track.finished(first, second, tasks=tasks)
+    if not finished:
+        return None
+    differences = _stack([track.differences(task, first, second) for task in finished])
+    ratio, basis = _interval(differences, mean)
+    sample = differences.mean((1, 2)) if basis == "new tasks" else differences.mean((0, 1))
+    return Comparison(
+        track=track.name,
+        first=first,
+        second=second,
+        tasks=len(finished),
+        expected=len(track.tasks if tasks is None else tasks),
+        wins=int((differences.mean((1, 2)) < 0).sum()),
+        ratio=_percent(ratio),
+        basis=basis,
+        verdict=_verdict(ratio),
+        p_value=paired_p_value(sample, np.zeros_like(sample)),
+    )
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays ``(J, S)`` of tasks as one ``(tasks, J, S)``; where numbers of seeds differ, the first ones of each task, so that tasks weigh the same."""
+    seeds = min(array.shape[1] for array in arrays)
+    return np.stack([array[:, :seeds] for array in arrays])
+
+
+def _interval(values: np.ndarray, statistic: Statistic) -> tuple[Interval, Basis]:
+    """A statistic of ``(tasks, J, S)``: on new tasks where there are enough of them, else on these, of the J controllers' average."""
+    if len(values) >= FEWEST_TASKS:
+        return hierarchical_bootstrap(values, statistic), "new tasks"
+    return stratified_bootstrap(values.mean(1), statistic), "these tasks"
+
+
+def _percent(interval: Interval) -> Interval:
+    """Differences of log10 losses as changes in %."""
+    return Interval(*(float(100 * (10**value - 1)) for value in (interval.estimate, interval.low, interval.high)))
+
+
+def _verdict(difference: Interval) -> Verdict:
+    return "beats" if difference.high < 0 else "loses" if difference.low > 0 else "ties"
+
+
+def _standings(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> list[Standing]:
+    scored = [task.name for task in track.tasks if references[track.name, task.name].scored]
+    with_rival = track.finished(RIVAL) if RIVAL in track.kinds else []
+    rows = []
+    for contestant, kind in track.kinds.items():
+        finished = track.finished(contestant)
+        runs = [track.runs[task][contestant] for task in finished]
+        interquartile = average = worst = worst_task = None
+        basis: Basis = "new tasks" if len(scored) >= FEWEST_TASKS else "these tasks"
+        if scored and set(scored) <= set(finished):
+            scores = _stack(
+                [_normalised(track.runs[task][contestant], references[track.name, task]).clip(LOWEST_SCORE, HIGHEST_SCORE) for task in scored]
+            )
+            (interquartile, _), (average, _) = _interval(scores, interquartile_mean), _interval(scores, mean)
+            means = scores.mean((1, 2))
+            worst, worst_task = float(means.min()), scored[int(means.argmin())]
+        comparable = contestant != RIVAL and bool(with_rival) and set(with_rival) <= set(finished)
+        rows.append(
+            Standing(
+                track=track.name,
+                contestant=contestant,
+                kind=kind,
+                finished=len(finished),
+                expected=len(track.tasks),
+                scored=len(scored),
+                interquartile_mean=interquartile,
+                mean=average,
+                worst=worst,
+                worst_task=worst_task,
+                improvement=_improvement(track, contestant, with_rival) if comparable else None,
+                against_rival=_compare(track, contestant, RIVAL, with_rival) if comparable else None,
+                diverged=float(np.mean(np.concatenate([run.diverged.ravel() for run in runs]))) if runs else float("nan"),
+                basis=basis,
+            )
+        )
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: Standing) -> tuple[bool, float]:
+    """Best first; those without an aggregate last."""
+    if row.interquartile_mean is not None:
+        return False, -row.interquartile_mean.estimate
+    return True, row.against_rival.ratio.estimate if row.against_rival else np.inf
+
+
+def _improvement(track: _Track, contestant: str, tasks: Sequence[str]) -> Interval:
+    """Probability that a training of the contestant ends lower than one of the rival's."""
+    first = _stack([-track.runs[task][contestant].scores for task in tasks])
+    second = _stack([-track.runs[task][RIVAL].scores for task in tasks])
+    return probability_of_improvement(first.reshape(len(tasks), -1), second.reshape(len(tasks), -1))
+
+
+def _adjusted(comparisons: list[Comparison], standings: list[Standing]) -> tuple[list[Comparison], list[Standing]]:
+    """Holm's correction over all comparisons but the primary one, the first: of entered controllers with all opponents, of all others with the rival."""
+    family = {(row.track, row.first, row.second): row.p_value for row in comparisons[1:]}
+    primary = {(row.track, row.first, row.second): row.p_value for row in comparisons[:1]}
+    for standing in standings:
+        row = standing.against_rival
+        if row is not None and standing.kind == "baseline" and row.first != HINDSIGHT:
+            family[row.track, row.first, row.second] = row.p_value
+    adjusted = primary | dict(zip(family, map(float, holm(np.array(list(family.values())))), strict=True)) if family else primary
+    for i, standing in enumerate(standings):
+        if (row := standing.against_rival) is not None:
+            standings[i] = replace(standing, against_rival=replace(row, adjusted=adjusted.get((row.track, row.first, row.second))))
+    return [replace(row, adjusted=adjusted[row.track, row.first, row.second]) for row in comparisons], standings
+
+
+def _controls(track: _Track, controller: str) -> list[Comparison]:
+    names = [name for name in track.kinds if name.startswith(f"{controller}: ") or name == RANDOM_POLICY]
+    return [row for name in names if (row := _compare(track, controller, name)) is not None]
+
+
+def _budgets(track: _Track, training_costs: Mapping[str, str]) -> Iterator[Budget]:
+    for contestant, kind in track.kinds.items():
+        if contestant == HINDSIGHT:
+            continue
+        tuned = [track.tuning[task.name].get(contestant, []) for task in track.tasks]
+        learned = len(track.expected[contestant]) > 1 or contestant in training_costs
+        yield Budget(
+            track=track.name,
+            contestant=contestant,
+            points=max(map(len, tuned)),
+            tuning_trainings=sum(len(result.scores) for cells in tuned for _, result in cells),
+            tuning_seconds=sum(result.seconds for cells in tuned for _, result in cells),
+            reporting_trainings=track.trainings[contestant],
+            reporting_seconds=track.seconds[contestant],
+            training_runs=len(track.expected[contestant]) if learned and kind == "entered" else 0,
+            training_cost=training_costs.get(contestant),
+        )
+
+
+def _equivalents(track: _Track, contestant: str) -> list[Equivalents]:
+    rows = []
+    for task, pool in track.pools.items():
+        if contestant in track.kinds and track.complete(task, contestant):
+            own, reports = track.runs[task][contestant].on(pool.seeds).scores.mean(0), pool.reports
+            if len(own) == 1:  # then the interval speaks of the search's luck alone
+                own, reports = own.repeat(2), reports.repeat(2, axis=1)
+            rows.append(Equivalents(track.name, contestant, task, tuning_equivalents(own, pool.tuning, reports), len(reports), "these tasks"))
+    if rows:
+        median = median_interval(np.array([row.runs.estimate for row in rows]))
+        rows.insert(
+            0, Equivalents(track.name, contestant, None, replace(median, low=max(median.low, 0.0)), max(row.pool for row in rows), "new tasks")
+        )
+    return rows
+
+
+def _search(track: _Track) -> SearchCurve | None:
+    tasks = [task for task in track.pools if RIVAL in track.kinds and track.complete(task, RIVAL)]
+    if not tasks:
+        return None
+    counts = np.unique(np.geomspace(1, min(len(track.pools[task].tuning) for task in tasks), 25).astype(int))
+    scores = [
+        expected_search_scores(pool.tuning, pool.reports, counts) - track.runs[task][RIVAL].on(pool.seeds).scores.mean()
+        for task, pool in ((task, track.pools[task]) for task in tasks)
+    ]
+    return SearchCurve(track.name, tuple(map(int, counts)), tuple(100 * (10 ** np.mean(scores, 0) - 1)))
+
+
+def _profiles(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Profile]:
+    scored = [task.name for task in track.tasks if references[track.name, task.name].scored]
+    for contestant, kind in track.kinds.items():
+        if scored and kind != "control" and set(scored) <= set(track.finished(contestant)):
+            scores = _stack([_normalised(track.runs[task][contestant], references[track.name, task]) for task in scored])
+            profile = performance_profile(scores.reshape(len(scored), -1), THRESHOLDS)
+            values = (profile.thresholds, profile.fractions, profile.low, profile.high)
+            yield Profile(track.name, contestant, *(tuple(map(float, each)) for each in values))
+
+
+def _optimizers(tracks: Sequence[_Track]) -> list[OptimizerRow]:
+    shared = [task.name for task in tracks[0].tasks if all(track.runs[task.name] for track in tracks)] if tracks else []
+    rows = []
+    for track in tracks:
+        for contestant, kind in track.kinds.items():
+            if kind == "control" or not shared or set(shared) - set(track.finished(contestant)):
+                continue
+            runs = [track.runs[task][contestant] for task in shared]
+            tests = [float(np.log10(run.stacked("test_losses")[~run.diverged]).mean()) if not run.diverged.all() else np.nan for run in runs]
+            rows.append(
+                OptimizerRow(
+                    track=track.name,
+                    contestant=contestant,
+                    tasks=len(shared),
+                    score=float(np.mean([run.scores.mean() for run in runs])),
+                    ratio=0.0,
+                    diverged=float(np.mean([run.diverged.mean() for run in runs])),
+                    test_loss=float(10 ** np.mean(tests)) if np.isfinite(tests).all() else None,
+                )
+            )
+    rows.sort(key=lambda row: row.score)
+    return [replace(row, ratio=100 * (10 ** (row.score - rows[0].score) - 1)) for row in rows]
+
+
+def _curves(track: _Track, entered: Sequence[str]) -> Iterator[Curve]:
+    """Those of entered controllers and their main opponents."""
+    for task in track.tasks:
+        for contestant in (*entered, RIVAL, POLYAK, SHARED[1], DEFAULT):
+            runs = track.runs[task.name].get(contestant)
+            if runs is None or any(result.losses is None or result.rates is None for result in runs.results):
+                continue
+            losses = np.concatenate([result.losses for result in runs.results if result.losses is not None], 1)
+            rates = np.concatenate([result.rates for result in runs.results if result.rates is not None], 1)
+            steps = np.unique(np.linspace(0, len(rates) - 1, CURVE_POINTS).astype(int))
+            smooth = _smoothed(losses, max(len(rates) // 50, 1))
+            yield Curve(track.name, task.name, contestant, tuple(map(int, steps)), _quartiles(smooth[steps]), _quartiles(rates[steps]))
+
+
+def _smoothed(losses: np.ndarray, window: int) -> np.ndarray:
+    """A trailing mean over each training's steps: one minibatch's loss is noisy."""
+    padded = np.concatenate([np.repeat(losses[:1], window - 1, axis=0), losses])
+    means: np.ndarray = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).mean(-1)
+    return means
+
+
+def _quartiles(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Over trainings that still run; not a number where none does."""
+    some = np.isfinite(values).any(1)
+    quartiles = np.full((3, len(values)), np.nan)
+    quartiles[:, some] = np.nanpercentile(np.where(np.isfinite(values), values, np.nan)[some], [25, 50, 75], axis=1)
+    low, middle, high = (tuple(map(float, row)) for row in quartiles)
+    return low, middle, high
+
+
+def _falsifiers(track: _Track, controller: str, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Falsifier]:
+    """Written before any run: each is a way in which "it beats what people tune by hand, because of what it observes" could be wrong."""
+    if controller not in track.kinds:
+        return
+
+    def falsifier(statement: str, fired: bool | None, reason: str) -> Falsifier:
+        return Falsifier(track.name, controller, statement, "not tested" if fired is None else "fired" if fired else "not fired", reason)
+
+    def equals(opponent: str, tasks: Sequence[str] | None = None) -> tuple[bool | None, str]:
+        row = _compare(track, controller, opponent, tasks)
+        if row is None:
+            return None, f"{opponent} and {controller} have not both finished such a task."
+        low, high = row.ratio.low, row.ratio.high
+        return (
+            row.verdict != "beats",
+            f"Loss {row.ratio.estimate:+.1f} % [{low:+.1f}, {high:+.1f}] against {opponent}, over {row.tasks} of {row.expected} tasks.",
+        )
+
+    yield falsifier("A replay of its own average rates equals it", *equals(f"{controller}: same-instance replay"))
+    for name in RATE_FREE:
+        entered = [contestant for contestant in track.kinds if contestant.lower().startswith(name.lower())]
+        for contestant in entered or [name]:
+            yield falsifier(f"{contestant} equals it", *equals(contestant))
+    yield falsifier("Fewer than 4 of 5 training seeds win", *_training_seeds_that_win(track, controller))
+    standardised = [task.name for task in track.tasks if not _scales_inputs(task)]
+    annealing = [task.name for task in track.tasks if references[track.name, task.name].counts_for_schedules]
+    yield falsifier("The gain vanishes where inputs are standardised", *equals(RIVAL, standardised))
+    yield falsifier("The gain vanishes where rates must be annealed", *equals(RIVAL, annealing))
+    yield falsifier("Its test loss is worse than that of the schedule tuned per task", *_worse_test(track, controller))
+
+
+def _training_seeds_that_win(track: _Track, controller: str) -> tuple[bool | None, str]:
+    seeds = track.expected[controller]
+    tasks = track.finished(controller, RIVAL) if RIVAL in track.kinds else []
+    if len(seeds) < 5 or not tasks:
+        return (
+            None,
+            f"{len(seeds)} controllers were entered, and 5 or more are needed."
+            if tasks
+            else f"{RIVAL} and {controller} have not both finished a task.",
+        )
+    means = np.mean([track.differences(task, controller, RIVAL).mean(1) for task in tasks], 0)
+    wins = int((means < 0).sum())
+    return wins < 0.8 * len(seeds), f"{wins} of {len(seeds)} have a lower mean loss than {RIVAL}, over {len(tasks)} of {len(track.tasks)} tasks."
+
+
+def _worse_test(track: _Track, controller: str) -> tuple[bool | None, str]:
+    """Log ratio of test losses, of trainings that did not diverge under either."""
+    tasks = track.finished(controller, RIVAL) if RIVAL in track.kinds else []
+    means = []
+    for task in tasks:
+        ours, theirs = track.paired(task, controller, RIVAL)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            differences = np.log10(ours.stacked("test_losses") / theirs.stacked("test_losses"))[~(ours.diverged | theirs.diverged)]
+        if len(differences) and np.isfinite(differences).all():
+            means.append(differences.mean())
+    if not means:
+        return None, "No test losses of both."
+    worse = 100 * (10 ** float(np.mean(means)) - 1)
+    return worse > 0, f"Test loss {worse:+.1f} %, geometric mean over {len(means)} of {len(track.tasks)} tasks."
+
+
+def _scales_inputs(task: SuiteTask) -> bool:
+    """Whether inputs are multiplied by a number that controllers are not told."""
+    specification = SPECIFICATIONS.get(task.source)
+    return task.source.endswith("-scaled") if specification is None else tuple(specification.input_scale_decades) != (0.0, 0.0)

@@ -1,0 +1,58 @@
+"""The page, and the files beside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from benchmarks.report import words
+from benchmarks.report.figures import COLOURS, Figure, all_figures, contestants_drawn
+from benchmarks.report.tables import all_tables
+from benchmarks.summary import DEFAULT, HINDSIGHT, POOL, RIVAL, Summary
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("benchmarks.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+)
+
+
+def write(summary: Summary, folder: Path) -> Path:
+    """Writes ``report.html``, ``summary.json``, ``figures/*.png|svg`` and ``tables/*.csv|tex`` into a folder, replacing what is there.
+
+    Args:
+        summary: What to show.
+        folder: Made where it is missing.
+
+    Returns:
+        Path of the page, which needs none of the other files.
+    """
+    figures_folder, tables_folder = folder / "figures", folder / "tables"
+    for path in (figures_folder, tables_folder):
+        path.mkdir(parents=True, exist_ok=True)
+        for old in path.iterdir():  # of a run with other tasks
+            if old.suffix in (".png", ".svg", ".csv", ".tex"):
+                old.unlink()
+    sections: dict[str, list[tuple[Figure, Markup]]] = defaultdict(list)
+    for figure in all_figures(summary):
+        png, svg = figure.files()
+        (figures_folder / f"{figure.name}.png").write_bytes(png)
+        (figures_folder / f"{figure.name}.svg").write_text(svg)
+        sections[figure.section].append((figure, Markup(figure.inline(svg))))
+    tables = {table.name: table for table in all_tables(summary)}
+    for name, table in tables.items():
+        (tables_folder / f"{name}.csv").write_text(table.to_csv())
+        (tables_folder / f"{name}.tex").write_text(table.to_latex())
+    (folder / "summary.json").write_text(summary.to_json())
+    page = folder / "report.html"
+    names = {"rival": RIVAL, "default": DEFAULT, "pool": POOL, "hindsight": HINDSIGHT}
+    drawn = {name: _variable(colour) for track in summary.tracks for name, colour in contestants_drawn(summary, track).items()}
+    page.write_text(
+        _ENVIRONMENT.get_template("report.html").render(summary=summary, figures=sections, tables=tables, words=words, names=names, drawn=drawn)
+    )
+    return page
+
+
+def _variable(colour: str) -> str:
+    return next(name for name, value in COLOURS.items() if value == colour)

@@ -1,0 +1,320 @@
+"""The report's tables: for a page, a terminal, a spreadsheet, a paper."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table as RichTable
+
+from benchmarks.report.words import interval, number, percent, plain, probability, runs, seconds, share, short_runs, track_name
+from benchmarks.statistics import Interval
+from benchmarks.summary import RIVAL, Problem, Summary
+
+LATEX_ESCAPES = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "²": r"$^2$",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its head.
+        form: How people read its values; None for text.
+        key: Whether it stays where a narrow terminal leaves columns out.
+    """
+
+    name: str
+    form: Callable[[Any], str] | None = None
+    key: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of raw values; ``rows`` are ``(rows, columns)``, ``marked`` the rows of entered controllers."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    marked: frozenset[int] = frozenset()
+    note: str = ""
+
+    def texts(self) -> list[list[str]]:
+        """What people read, row by row."""
+        return [[_text(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+
+    def to_csv(self) -> str:
+        """Raw values; an interval takes three columns, a value that is not there is empty."""
+        wide = [any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.columns))]
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        names = [column.name for column in self.columns]
+        writer.writerow([name for i, base in enumerate(names) for name in ([base, f"{base} low", f"{base} high"] if wide[i] else [base])])
+        for row in self.rows:
+            writer.writerow([value for i, cell in enumerate(row) for value in (_bounds(cell) if wide[i] else [cell])])
+        return text.getvalue()
+
+    def to_latex(self) -> str:
+        """A ``tabular`` in the style of the package ``booktabs``."""
+        lines = [[text.translate(LATEX_ESCAPES) for text in row] for row in [[column.name for column in self.columns], *self.texts()]]
+        alignment = "".join("l" if column.form is None else "r" for column in self.columns)
+        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        return "\n".join([rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+    def to_markdown(self) -> str:
+        """A table for a README."""
+        lines = [[text.replace("|", r"\|") for text in row] for row in [[column.name for column in self.columns], *self.texts()]]
+        lines.insert(1, ["---" if column.form is None else "---:" for column in self.columns])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def to_terminal(self) -> RichTable:
+        """A table for a terminal."""
+        table = RichTable(title=escape_markup(self.title), title_justify="left", caption=escape_markup(self.note), caption_justify="left")
+        shown = [i for i, column in enumerate(self.columns) if column.key]
+        for i in shown:
+            column = self.columns[i]
+            table.add_column(column.name, justify="left" if column.form is None else "right", overflow="fold" if column.form is None else "ellipsis")
+        for index, row in enumerate(self.texts()):
+            table.add_row(*(escape_markup(row[i]) for i in shown), style="bold" if index in self.marked else None)
+        return table
+
+
+def print_tables(summary: Summary, console: Console) -> None:
+    """The answer, the leaderboards, falsifiers and what is missing."""
+    for table in all_tables(summary):
+        if table.rows and table.name.split("-")[0] in ("answer", "leaderboard", "falsifiers", "failed", "missing"):
+            console.print(table.to_terminal())
+
+
+def all_tables(summary: Summary) -> list[Table]:
+    """Every table of the report; those that have nothing to say have no rows."""
+    return [
+        answer(summary),
+        *(leaderboard(summary, track) for track in summary.tracks),
+        equivalents(summary),
+        controls(summary),
+        falsifiers(summary),
+        optimizers(summary),
+        budgets(summary),
+        references(summary),
+        *(entries(summary, track) for track in summary.tracks),
+        _problems("failed", "Cells that failed", summary.failed),
+        _problems("missing", "Cells that are not there yet", summary.missing),
+    ]
+
+
+def answer(summary: Summary) -> Table:
+    """Entered controllers against each opponent, per track."""
+    columns = (
+        Column("Controller"),
+        Column("Opponent"),
+        Column("Optimizer"),
+        Column("Verdict"),
+        Column("Loss against it", _percents),
+        Column("Tasks won", str),
+        Column("p", probability),
+        Column("p (Holm)", probability),
+        Column("Interval on", key=False),
+    )
+    rows = [
+        (row.first, row.second, track_name(row.track), row.verdict, row.ratio, f"{row.wins} / {row.tasks}", row.p_value, row.adjusted, row.basis)
+        for row in summary.comparisons
+    ]
+    note = "Loss against it: the final training loss, relative to the opponent's, as a geometric mean over tasks, paired, with a 95 % interval. Below 0 is better."
+    return _table("answer", "Does it beat what people do by hand?", columns, rows, summary, note)
+
+
+def leaderboard(summary: Summary, track: str) -> Table:
+    """All contestants of a track, best first."""
+    columns = (
+        Column("Contestant"),
+        Column("IQM of S", _scores),
+        Column("Mean S", _scores, key=False),
+        Column("Worst task", _two_digits),
+        Column("On", key=False),
+        Column(f"Loss against {RIVAL}", _percents),
+        Column("P(better)", _shares, key=False),
+        Column("p (Holm)", probability),
+        Column("Diverged", share),
+        Column("Tasks", str),
+    )
+    standings = [row for row in summary.standings if row.track == track and row.kind != "control"]
+    rows = [
+        (
+            row.contestant,
+            row.interquartile_mean,
+            row.mean,
+            row.worst,
+            row.worst_task or "–",
+            row.against_rival.ratio if row.against_rival else None,
+            row.improvement,
+            row.against_rival.adjusted if row.against_rival else None,
+            row.diverged,
+            f"{row.finished} / {row.expected}",
+        )
+        for row in standings
+    ]
+    scored, basis = max((row.scored for row in standings), default=0), standings[0].basis if standings else "these tasks"
+    note = (
+        f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}, over {scored} tasks where the two differ enough; clipped to [−1, 3]. 95 % intervals, on {basis}. "
+        "A contestant with missing cells has no aggregate."
+    )
+    return _table(f"leaderboard-{track}", f"Leaderboard, {track_name(track)}", columns, rows, summary, note)
+
+
+def equivalents(summary: Summary) -> Table:
+    """Tuning equivalents per task, medians first."""
+    columns = (
+        Column("Optimizer"),
+        Column("Contestant"),
+        Column("Task"),
+        Column("Runs of random search", _runs),
+        Column("Pool", str),
+        Column("Interval on"),
+    )
+    ordered = sorted(summary.equivalents, key=lambda row: row.task is not None)
+    rows = [(track_name(row.track), row.contestant, row.task or "median", row.runs, row.pool, row.basis) for row in ordered]
+    note = "How many runs of a random search over schedules and rates, tuned on this very task, match the contestant. “more than all”: even the whole pool is worse."
+    return _table("equivalents", "Tuning equivalents", columns, rows, summary, note, contestant=1)
+
+
+def controls(summary: Summary) -> Table:
+    """Entered controllers against their controls."""
+    columns = (
+        Column("Optimizer"), Column("Controller"), Column("Control"), Column("Loss against it", _percents), Column("Verdict"), Column("p", probability),
+        Column("Interval on", key=False),
+    )  # fmt: skip
+    rows = [
+        (track_name(row.track), row.first, row.second.removeprefix(f"{row.first}: "), row.ratio, row.verdict, row.p_value, row.basis)
+        for row in summary.controls
+    ]
+    note = "What the controller observes matters only if it beats the replay of its own rates, averaged over other seeds of the same task."
+    return _table("controls", "Does the state matter?", columns, rows, summary, note, contestant=None)
+
+
+def falsifiers(summary: Summary) -> Table:
+    """What would show that a claim is wrong."""
+    columns = (Column("Optimizer"), Column("Controller"), Column("Falsifier"), Column("Outcome"), Column("Because"))
+    rows = [(track_name(row.track), row.contestant, row.statement, row.outcome, row.reason) for row in summary.falsifiers]
+    return _table("falsifiers", "Falsifiers", columns, rows, summary, contestant=None)
+
+
+def optimizers(summary: Summary) -> Table:
+    """All tracks on shared tasks."""
+    columns = (
+        Column("Optimizer"), Column("Contestant"), Column("Loss against the best", _percent), Column("log10 loss", number), Column("Test loss", plain),
+        Column("Diverged", share), Column("Tasks", str),
+    )  # fmt: skip
+    rows = [(track_name(row.track), row.contestant, row.ratio, row.score, row.test_loss, row.diverged, row.tasks) for row in summary.optimizers]
+    note = "All optimizers on the tasks that they share: a better optimizer may be worth more than a better rate."
+    return _table("optimizers", "Across optimizers", columns, rows, summary, note, contestant=1)
+
+
+def budgets(summary: Summary) -> Table:
+    """What tuning and training cost."""
+    columns = (
+        Column("Optimizer"), Column("Contestant"), Column("Points tried per task", str), Column("Tuning trainings", "{:,}".format),
+        Column("Tuning time", seconds), Column("Reported trainings", "{:,}".format), Column("Reporting time", seconds), Column("Training of the controller"),
+    )  # fmt: skip
+    rows = [
+        (
+            track_name(row.track), row.contestant, row.points, row.tuning_trainings, row.tuning_seconds, row.reporting_trainings, row.reporting_seconds,
+            row.training_cost or (f"{row.training_runs} runs, cost not stated" if row.training_runs else "–"),
+        )
+        for row in summary.budgets
+    ]  # fmt: skip
+    return _table("budgets", "Tuning budgets", columns, rows, summary, "Times are of one core.", contestant=1)
+
+
+def references(summary: Summary) -> Table:
+    """What scores are measured by."""
+    columns = (
+        Column("Optimizer"), Column("Task"), Column("Budget"), Column("Trainings", str), Column("D: default rate", number), Column(f"R: {RIVAL}", number),
+        Column("Best in hindsight", number), Column("Scored"), Column("Decay's gain", number), Column("Claims about schedules"),
+    )  # fmt: skip
+    rows = [
+        (
+            track_name(row.track), row.task, row.budget, row.trainings, row.default, row.rival, row.hindsight, "yes" if row.scored else "no", row.annealing,
+            "unknown" if row.counts_for_schedules is None else "yes" if row.counts_for_schedules else "no",
+        )
+        for row in summary.references
+    ]  # fmt: skip
+    note = "log10 of the final training loss. A task is scored where D − R is at least 0.1 and three standard errors; it counts for schedules where a decay gains 0.05."
+    return _table("tasks", "Tasks", columns, rows, summary, note, contestant=None)
+
+
+def entries(summary: Summary, track: str) -> Table:
+    """Every contestant on every task of a track."""
+    ours = [row for row in summary.entries if row.track == track]
+    opponents = list(dict.fromkeys(name for row in ours for name in row.ratios))
+    columns = (
+        Column("Task"), Column("Contestant"), Column("log10 loss", number), Column("Diverged", share), Column("Test loss", plain),
+        Column("Test metric", plain), Column("S", _two_digits), *(Column(f"Loss against {name}", _percents) for name in opponents),
+    )  # fmt: skip
+    rows = [
+        (
+            row.task,
+            row.contestant,
+            row.score,
+            row.diverged,
+            row.test_loss,
+            row.test_metric,
+            row.normalised,
+            *(row.ratios.get(name) for name in opponents),
+        )
+        for row in ours
+    ]
+    return _table(f"entries-{track}", f"Every task, {track_name(track)}", columns, rows, summary, "S is not clipped here.", contestant=1)
+
+
+def _problems(name: str, title: str, problems: tuple[Problem, ...]) -> Table:
+    columns = (Column("Optimizer"), Column("Task"), Column("Contestant"), Column("Role"), Column("Point"), Column("What"))
+    return Table(name, title, columns, tuple((track_name(row.track), row.task, row.contestant, row.role, row.point, row.problem) for row in problems))
+
+
+def _table(
+    name: str, title: str, columns: tuple[Column, ...], rows: list[tuple[Any, ...]], summary: Summary, note: str = "", contestant: int | None = 0
+) -> Table:
+    marked = frozenset(i for i, row in enumerate(rows) if contestant is not None and row[contestant] in summary.controllers)
+    return Table(name, title, columns, tuple(rows), marked if len(marked) < len(rows) else frozenset(), note)
+
+
+def _text(column: Column, value: Any) -> str:
+    return "–" if value is None else str(value) if column.form is None else column.form(value)
+
+
+def _bounds(value: Interval | None) -> Iterator[float | None]:
+    yield from (None, None, None) if value is None else (value.estimate, value.low, value.high)
+
+
+def _two_digits(value: float | None) -> str:
+    return number(value, 2)
+
+
+def _percent(value: float) -> str:
+    return percent(value)
+
+
+def _percents(value: Interval) -> str:
+    return interval(value)
+
+
+def _scores(value: Interval) -> str:
+    return interval(value, _two_digits)
+
+
+def _shares(value: Interval) -> str:
+    return interval(value, share)
+
+
+def _runs(value: Interval) -> str:
+    return f"{runs(value.estimate)} [{short_runs(value.low)}, {short_runs(value.high)}]"
