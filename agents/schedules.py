@@ -12,6 +12,7 @@ import torch
 from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
+from lr_env.training import OptimizerSpecification
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -58,7 +59,7 @@ class Schedule:
         self.steps_per_epoch = positive_integer("steps_per_epoch", steps_per_epoch)
         self._shared: LRScheduler | None = None
 
-    def bind(self, optimizer: str = "sgd") -> BoundController:
+    def bind(self, optimizer: OptimizerSpecification = "sgd") -> BoundController:
         """The schedule with the decision process it needs: it observes the loss (for ``ReduceLROnPlateau``) and sets the raw rate."""
         return BoundController(self, MDP(optimizer=optimizer, features=["log_loss"], action="rate"))
 

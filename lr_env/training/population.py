@@ -358,6 +358,8 @@ class Population:
         chunk = max(1, min(EXAMPLES_PER_PASS // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
         sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
         parameters, buffers = self.state["parameters"], _part(self.state, "buffer.")
+        if self._member_optimizers is not None:
+            parameters = self._member_optimizers.evaluated(parameters)
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
             sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], self.batches.input_scales)

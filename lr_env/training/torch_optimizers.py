@@ -13,7 +13,11 @@ from torch import Tensor
 from lr_env.training.gradients import ParameterLayout
 
 Factory: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer]
-"""Makes an optimizer of parameters, or of their groups, as ``lambda parameters: torch.optim.RAdam(parameters)`` does."""
+"""Makes an optimizer of parameters, or of their groups, as ``lambda parameters: torch.optim.RAdam(parameters)`` does.
+
+If it has the methods ``train()`` and ``eval()``, as schedule-free ones do (Defazio et al. 2024), it trains after the one, and what is evaluated
+are the weights that the other puts in place. Running statistics of the model, as of batch normalisation, remain those of training.
+"""
 
 DECADES_BELOW, DECADES_ABOVE = 4, 3
 """Of the default range of the rate, around the optimizer's own default."""
@@ -39,7 +43,7 @@ class TorchOptimizer:
         weight = torch.zeros(2, requires_grad=True)
         weight.grad = torch.ones(2)
         try:
-            optimizer = factory([{"params": [weight]}])
+            optimizer = _in_training(factory([{"params": [weight]}]))
             optimizer.step()
         except Exception as error:
             raise ValueError(
@@ -88,6 +92,17 @@ class MemberOptimizers:
         rows = [self._step(copy.deepcopy(member), parameters[i], gradients[i], ones) for i, member in enumerate(self._members)]
         return parameters - torch.stack(rows)
 
+    def evaluated(self, parameters: Tensor) -> Tensor:
+        """The weights to evaluate in place of ``parameters (N, P)``; the optimizers stay as they are."""
+        result = parameters.clone()
+        for i, (weights, optimizer) in enumerate(self._members):
+            if hasattr(optimizer, "eval"):
+                self._write(weights, parameters[i])
+                optimizer.eval()
+                result[i] = self._layout.flatten(weights).detach()
+                optimizer.train()
+        return result
+
     def get_state(self, members: np.ndarray) -> list[dict[str, Any]]:
         """The state of members ``(K,)``."""
         return [copy.deepcopy(self._members[member][1].state_dict()) for member in members.tolist()]
@@ -99,13 +114,11 @@ class MemberOptimizers:
 
     def _make(self, row: Tensor) -> tuple[dict[str, Tensor], torch.optim.Optimizer]:
         weights = {name: view.clone().requires_grad_() for name, view in self._layout.views(row).items()}
-        return weights, self._optimizer.factory([{"params": [weights[name] for name in group]} for group in self._groups])
+        return weights, _in_training(self._optimizer.factory([{"params": [weights[name] for name in group]} for group in self._groups]))
 
     def _step(self, member: tuple[dict[str, Tensor], torch.optim.Optimizer], row: Tensor, gradient: Tensor, rates: Sequence[float]) -> Tensor:
         weights, optimizer = member
-        with torch.no_grad():
-            for name, view in self._layout.views(row).items():
-                weights[name].copy_(view)
+        self._write(weights, row)
         for name, view in self._layout.views(gradient).items():
             weights[name].grad = view.clone()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -113,3 +126,14 @@ class MemberOptimizers:
             group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
         optimizer.step()
         return self._layout.flatten(weights).detach()
+
+    def _write(self, weights: dict[str, Tensor], row: Tensor) -> None:
+        with torch.no_grad():
+            for name, view in self._layout.views(row).items():
+                weights[name].copy_(view)
+
+
+def _in_training(optimizer: Any) -> Any:
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
