@@ -46,7 +46,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Digest of everything: cells with the same key are one result."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return _digest(asdict(self))
+
+    @property
+    def trainings(self) -> str:
+        """Digest of what the numbers depend on: cells that share it have one result, whatever contestants and suites they stand for."""
+        return _digest([self.track, self.setting, self.identity, self.role, self.point, self.seeds])
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,7 @@ class CellResult:
     rates: np.ndarray | None
     seconds: float
     error: str | None = None
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

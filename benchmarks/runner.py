@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lr_env.controllers import BoundController, Controller
+from lr_env.episodes import Execution
 from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
 from lr_env.tasks import Task, TaskFamily
@@ -51,6 +52,7 @@ class Runner:
         horizon: SGD steps; None for the task's default.
         num_examples: Examples of each split that losses and metrics are taken over, the same for all trainings; None for whole splits.
         tests: Whether the test split is evaluated.
+        execution: How trainings are computed; None for the defaults.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Runner:
         horizon: int | None = None,
         num_examples: int | None = None,
         tests: bool = True,
+        execution: Execution | None = None,
     ) -> None:
         self.mdp, self.seeds, self.num_examples, self.tests = mdp, list(seeds), num_examples, tests
-        self._episodes = make_episodes(task, len(self.seeds), mdp, horizon)
+        self._episodes = make_episodes(task, len(self.seeds), mdp, horizon, execution)
         self._initial_scores: np.ndarray | None = None  # of weights that all controllers start from
 
     def run(self, controller: Controller) -> Result:

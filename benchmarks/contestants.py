@@ -1,0 +1,473 @@
+"""Who takes part: the rivals that every benchmark has, and controllers that enter by name or path.
+
+| Given as | what it is |
+|---|---|
+| `ppo=first.safetensors,second.safetensors` | files that `lr_env.save_controller` or `lr-train` write, one for each training seed |
+| `model.zip` | a model of Stable-Baselines3; `model.mdp.json` beside it holds `{"algorithm": "ppo", "mdp": mdp.to_dict()}` |
+| `my_module:MyController`, `path/to/file.py:MyController` | a class or function that gives a controller or a `BoundController` |
+
+A plain controller has the decision process of its attribute `mdp`, or the default one; its optimizer is the track's. A class with `bind(optimizer)`
+makes its own. Functions get `optimizer` and `horizon` where they have parameters of these names.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from agents import schedules
+from agents.rules import ArmijoLineSearch, HypergradientDescent, NormalisedGradient, StochasticPolyak
+from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, rate_limits
+from benchmarks.records import Point
+from benchmarks.suites import Suite, SuiteTask
+from lr_env.checks import unknown_name
+from lr_env.controllers import BoundController, load_controller
+from lr_env.mdp import MDP
+from lr_env.training import make_optimizer
+
+GROWTH = 3
+"""Points by which a grid is extended at a time."""
+
+Tuning: TypeAlias = Literal["task", "shared", "pool"]
+"""The best point of each task; the one point that is best on average over the tasks of a track; or no choice: all points are reported."""
+
+
+def _constant(rate: float, horizon: int) -> schedules.Schedule:
+    return schedules.constant(rate)
+
+
+SHAPES: Mapping[str, Callable[[float, int], schedules.Schedule]] = {
+    "constant": _constant,
+    "linear": schedules.linear,
+    "step": schedules.step_decay,
+    "exponential": schedules.exponential,
+    "cosine": schedules.cosine,
+    "warm-up + cosine": schedules.warmup_cosine,
+    "warm-up–stable–decay": schedules.warmup_stable_decay,
+    "one-cycle": schedules.one_cycle,
+    "reduce on plateau": schedules.reduce_on_plateau,
+}
+"""Schedules by name, each a function of the peak rate and the horizon."""
+
+COSTLY_SHAPES = ("constant", "cosine", "warm-up–stable–decay")
+"""Those that are tuned on costly tasks too."""
+
+DEFAULT_RATES: Mapping[str, float] = {"sgd": 1e-3, "momentum": 1e-3, "adamw": 1e-3, "adagrad": 1e-2, "rmsprop": 1e-2, "nadamw": 2e-3}
+"""Of ``torch.optim``."""
+
+
+class Maker(Protocol):
+    """Makes a contestant's controllers; can be pickled."""
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """The controller at a point, for trainings of so many SGD steps; a fresh one in each call."""
+        ...
+
+    def identity(self, point: Point) -> str:
+        """Digest of all that decides at this point, beside the point."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points that are tried: each choice with each of 15 values, a third of a decade apart.
+
+    Attributes:
+        parameter: Name of the value.
+        start: log10 of the lowest value.
+        limits: Lowest and highest value that the grid may be extended to.
+        choices: What else points hold.
+        costly_choices: Those that are tried on costly tasks.
+    """
+
+    parameter: str
+    start: float
+    limits: tuple[float, float]
+    choices: tuple[Point, ...] = ({},)
+    costly_choices: tuple[Point, ...] = ()
+
+    def choices_on(self, task: SuiteTask) -> tuple[Point, ...]:
+        """The choices that are tried on a task."""
+        return self.costly_choices if task.is_costly else self.choices
+
+    def point(self, choice: Point, index: int) -> Point:
+        """The choice with the value of this index, from 0; the grid's neighbours have indices beyond."""
+        return {**choice, self.parameter: float(f"{10 ** (self.start + GRID_STEP * index):.6g}")}
+
+    def points(self, task: SuiteTask) -> list[Point]:
+        """All points of the grid on a task."""
+        return [self.point(choice, index) for choice in self.choices_on(task) for index in self.indices]
+
+    def beyond(self, scores: Mapping[int, float]) -> list[int]:
+        """The indices that the grid grows by, as the best lies on its edge: a decade, or up to the limits.
+
+        Args:
+            scores: Mean score by index, of one choice; lower is better.
+        """
+        best = min(sorted(scores), key=lambda index: scores[index])
+        if not np.isfinite(scores[best]):
+            return []
+        further = range(1, GROWTH + 1)
+        found = [best + i for i in further] if best == max(scores) else [best - i for i in further] if best == min(scores) else []
+        return [index for index in found if self._is_allowed(index)]
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the grid's values."""
+        return [index for index in range(GRID_POINTS) if self._is_allowed(index)]
+
+    def _is_allowed(self, index: int) -> bool:
+        value = 10 ** (self.start + GRID_STEP * index)
+        return self.limits[0] * 0.999 <= value <= self.limits[1] * 1.001
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What takes part.
+
+    Attributes:
+        name: What tables show.
+        make: Makes its controllers.
+        grid: Of points that are tried, by track; empty where nothing is tuned.
+        tuning: What the grid is for.
+        points: Where nothing is tuned, by track: what is reported.
+        is_entered: Whether the benchmark is about it; else it is a rival or a control.
+    """
+
+    name: str
+    make: Maker
+    grid: Mapping[str, Grid] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    points: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    is_entered: bool = False
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """Where it takes part."""
+        return tuple(self.grid or self.points)
+
+    def pool(self, track: str, task: SuiteTask, seed: int) -> list[Point]:
+        """The points of a task that searches are drawn from, themselves drawn at random from the grid."""
+        points = self.grid[track].points(task)
+        drawn = np.random.default_rng(seed).permutation(len(points))[: task.pool]
+        return [points[index] for index in sorted(drawn)]
+
+
+@dataclass(frozen=True)
+class ScheduleMaker:
+    """Schedules of ``torch.optim.lr_scheduler``, at points ``{"shape": "cosine", "rate": 0.1}``."""
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        return SHAPES[point["shape"]](point["rate"], horizon).bind(optimizer)
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        return _code_digest(schedules.Schedule, SHAPES[point["shape"]])
+
+
+@dataclass(frozen=True)
+class RuleMaker:
+    """State-feedback rules at points ``{"constant": 0.2}``.
+
+    Attributes:
+        kind: Its class.
+        options: Of the class.
+    """
+
+    kind: type[Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        bound: BoundController = self.kind(**point, **self.options).bind(optimizer)
+        return bound
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        return digest(_code_digest(*self.kind.__mro__[:-1]), dict(self.options))
+
+
+@dataclass(frozen=True)
+class RandomMaker:
+    """Random actions in the default decision process."""
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        return BoundController(RandomController(0), MDP(optimizer=optimizer))
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        return digest(_code_digest(RandomController), MDP().to_dict())
+
+
+@dataclass(frozen=True)
+class FileMaker:
+    """Controllers from files, at points ``{"training_seed": i}``.
+
+    Attributes:
+        paths: One for each training seed.
+        replaces_optimizer: Whether the track's optimizer takes the place of the controller's own.
+    """
+
+    paths: tuple[Path, ...]
+    replaces_optimizer: bool = False
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        path = self.paths[point["training_seed"]]
+        bound = _load_sb3(path) if path.suffix == ".zip" else load_controller(path)
+        return _in_track(bound, optimizer, self.replaces_optimizer)
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        path = self.paths[point["training_seed"]]
+        files = [path, _sb3_process(path)] if path.suffix == ".zip" else [path]
+        return digest(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
+
+
+@dataclass(frozen=True)
+class CodeMaker:
+    """A user's class or function.
+
+    Attributes:
+        source: A module's name, or the path of a file.
+        attribute: Its name there.
+        replaces_optimizer: Whether the track's optimizer takes the place of a ``BoundController``'s own.
+    """
+
+    source: str
+    attribute: str
+    replaces_optimizer: bool = False
+
+    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        made = found = _find(self.source, self.attribute)
+        if not isinstance(found, BoundController):
+            if isinstance(found, type) or not hasattr(found, "predict"):
+                parameters = inspect.signature(found).parameters
+                made = found(**{name: value for name, value in (("optimizer", optimizer), ("horizon", horizon)) if name in parameters})
+            if hasattr(made, "bind"):
+                made = made.bind(optimizer)
+            elif not isinstance(made, BoundController):
+                if not hasattr(made, "predict"):
+                    raise TypeError(f"{self.source}:{self.attribute} must give a controller, with a method predict, but gave {made!r}.")
+                process = getattr(made, "mdp", MDP())
+                process = process if isinstance(process, MDP) else MDP(**process)
+                made = BoundController(made, dataclasses.replace(process, optimizer=optimizer))
+        return _in_track(copy.deepcopy(made), optimizer, self.replaces_optimizer)
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`: the whole file counts, what it imports doesn't."""
+        path = inspect.getsourcefile(_module(self.source))
+        return digest(self.attribute, None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+def rivals(suite: Suite) -> list[Contestant]:
+    """The baselines that every benchmark runs, each tuned as hard as the others."""
+    tracks, others = suite.tracks, suite.other_optimizers
+    everywhere = (*tracks, *others)
+
+    def tuned(name: str, shapes: Sequence[str], tuning: Tuning, optimizers: Sequence[str] = tracks) -> Contestant:
+        return Contestant(name, ScheduleMaker(), {optimizer: _rate_grid(optimizer, shapes) for optimizer in optimizers}, tuning)
+
+    defaults: dict[str, tuple[Point, ...]] = {name: ({"shape": "constant", "rate": DEFAULT_RATES[name]},) for name in everywhere}
+    return [
+        tuned("tuned per task", list(SHAPES), "task"),
+        *(tuned(f"{shape} (shared)", [shape], "shared", everywhere if shape in ("constant", "cosine") else tracks) for shape in SHAPES),
+        tuned("random search", list(SHAPES), "pool"),
+        Contestant("default rate", ScheduleMaker(), points=defaults),
+        _rule("SPS", tracks, RuleMaker(StochasticPolyak), -3.0, (2e-4, 5e3), is_tuned_on_costly=True),
+        _rule("normalised gradient", tracks, RuleMaker(NormalisedGradient), -4.0, (1e-7, 1e3)),
+        _rule("Armijo line search", tracks, RuleMaker(ArmijoLineSearch), -5.0, (1e-8, 0.99)),
+        _rule("hypergradient, additive", tracks, RuleMaker(HypergradientDescent, {"is_multiplicative": False}), -6.0, (1e-10, 1e3)),
+        _rule("hypergradient, multiplicative", tracks, RuleMaker(HypergradientDescent), -4.0, (1e-7, 1e2)),
+        Contestant("random policy", RandomMaker(), points=dict.fromkeys(tracks, ({},))),
+    ]
+
+
+def _rate_grid(optimizer: str, shapes: Sequence[str]) -> Grid:
+    """From one decade above the lowest rate that controllers may choose."""
+    limits = rate_limits(optimizer)
+    choices: list[Point] = [{"shape": shape} for shape in shapes]
+    costly = tuple(choice for choice in choices if choice["shape"] in COSTLY_SHAPES)
+    return Grid("rate", round(float(np.log10(limits[0]))) + 1, limits, tuple(choices), costly)
+
+
+def _rule(name: str, tracks: Sequence[str], make: Maker, start: float, limits: tuple[float, float], is_tuned_on_costly: bool = False) -> Contestant:
+    grid = Grid("constant", start, limits, costly_choices=({},) if is_tuned_on_costly else ())
+    return Contestant(name, make, dict.fromkeys(tracks, grid), "shared")
+
+
+def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False) -> list[Contestant]:
+    """The rivals of a suite, and the controllers that are given; names of rivals are allowed, as these take part anyhow.
+
+    Args:
+        given: See the module's table; several with commas between them.
+        suite: For its tracks.
+        replaces_optimizer: Whether controllers that were made for another optimizer run with each track's all the same.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ImportError: If a module is.
+        ValueError: If a name is unknown or given twice, or a controller fits no track.
+    """
+    known = {contestant.name: contestant for contestant in rivals(suite)}
+    entered: dict[str, Contestant] = {}
+    for name, sources in _parse(given):
+        if sources == [name] and name in known:
+            known[name] = dataclasses.replace(known[name], is_entered=True)
+            continue
+        if name in known or name in entered:
+            raise ValueError(f"Contestants must have different names, but {name!r} is taken: give another one, NAME=PATH.")
+        if ":" not in sources[0] and not _is_file(sources[0]):
+            raise unknown_name("contestant", name, known)
+        entered[name] = _enter(name, sources, suite, replaces_optimizer)
+    return [*known.values(), *entered.values()]
+
+
+def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: bool) -> Contestant:
+    make: FileMaker | CodeMaker
+    if all(_is_file(source) for source in sources):
+        for source in sources:
+            if not Path(source).is_file():
+                raise FileNotFoundError(f"There is no file {source} of contestant {name!r}.")
+        make, points = FileMaker(tuple(Path(source).resolve() for source in sources), replaces_optimizer), [{"training_seed": i} for i in range(len(sources))]
+    else:
+        source, _, attribute = sources[0].rpartition(":")
+        path = Path(source)
+        make, points = CodeMaker(str(path.resolve()) if path.suffix == ".py" else source, attribute, replaces_optimizer), [{}]
+    tracks, refusal = [], ""
+    for track in suite.tracks:
+        try:
+            for point in points:
+                make(track, suite.tasks[0].horizon, point)
+        except OptimizerMismatchError as error:
+            refusal = str(error)
+        else:
+            tracks.append(track)
+    if not tracks:
+        raise ValueError(f"Contestant {name!r} fits none of the tracks {', '.join(suite.tracks)}: {refusal}")
+    return Contestant(name, make, points=dict.fromkeys(tracks, tuple(points)), is_entered=True)
+
+
+class OptimizerMismatchError(ValueError):
+    """A controller was made for another optimizer than the track's."""
+
+
+def _in_track(bound: BoundController, optimizer: str, replaces: bool) -> BoundController:
+    if make_optimizer(bound.mdp.optimizer)[0] == make_optimizer(optimizer)[0]:
+        return bound
+    if not replaces:
+        raise OptimizerMismatchError(
+            f"it was made for optimizer {bound.mdp.optimizer!r}, not for {optimizer!r}. Pass --replace-optimizer to run it with that all the same."
+        )
+    return BoundController(bound.controller, dataclasses.replace(bound.mdp, optimizer=optimizer))
+
+
+def _parse(given: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Names and sources of ``a,b,name=c.safetensors,d.safetensors``: files that follow a name belong to it."""
+    parsed: list[tuple[str, list[str]]] = []
+    for text in given:
+        is_named = False
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, separator, source = part.partition("=")
+            if not separator and is_named and _is_file(part):
+                parsed[-1][1].append(part)
+                continue
+            is_named = bool(separator)
+            parsed.append((name, [source]) if separator else (_own_name(part), [part]))
+    return parsed
+
+
+def _own_name(source: str) -> str:
+    """What is not named is called after its file or its class."""
+    return Path(source).stem if _is_file(source) else source.rpartition(":")[2]
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in (".safetensors", ".zip")
+
+
+def _sb3_process(path: Path) -> Path:
+    return path.with_suffix(".mdp.json")
+
+
+def _load_sb3(path: Path) -> BoundController:
+    beside = _sb3_process(path)
+    if not beside.is_file():
+        raise FileNotFoundError(
+            f'{path} needs its decision process beside it: {beside.name}, as {{"algorithm": "ppo", "mdp": mdp.to_dict()}}. '
+            "`lr-train export` makes a file that needs nothing."
+        )
+    from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3  # noqa: PLC0415  (an extra)
+
+    algorithms = {kind.__name__.lower(): kind for kind in (A2C, DDPG, DQN, PPO, SAC, TD3)}
+    data = json.loads(beside.read_text())
+    if data["algorithm"] not in algorithms:
+        raise unknown_name("algorithm", data["algorithm"], algorithms)
+    return BoundController(algorithms[data["algorithm"]].load(path, device="cpu"), MDP(**data["mdp"]))
+
+
+def _find(source: str, attribute: str) -> Any:
+    module = _module(source)
+    if not hasattr(module, attribute):
+        raise unknown_name(f"object in {source}", attribute, [name for name in vars(module) if not name.startswith("_")])
+    return getattr(module, attribute)
+
+
+@cache
+def _module(source: str) -> ModuleType:
+    path = Path(source)
+    if path.suffix != ".py":
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            return importlib.import_module(source)
+        finally:
+            sys.path.remove(str(Path.cwd()))
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {source}.")
+    specification = importlib.util.spec_from_file_location(f"_contestant_{path.stem}_{digest(source)[:8]}", path)
+    assert specification is not None and specification.loader is not None
+    module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(path.parent))  # it may import its neighbours
+    try:
+        specification.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def digest(*parts: Any) -> str:
+    """Of JSON-ready data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code_digest(*objects: Any) -> str:
+    """Of the code of classes and functions, without comments and docstrings; what they call doesn't count."""
+    trees = []
+    for each in objects:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and len(body) > 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                del body[0]
+        trees.append(ast.dump(tree))
+    return digest(*trees)

@@ -1,0 +1,545 @@
+"""Runs the cells of a benchmark: tunes the rivals, then reports everyone, each training once.
+
+Cells of one task under one decision process train side by side in one population: a grid of 45 schedules costs little more than one. What a
+cell gives does not depend on its neighbours: minibatch losses and rates bit for bit, the final evaluations up to the order of their sums.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from agents.rules import AttachedRule
+from benchmarks.contestants import Contestant, Maker
+from benchmarks.records import Cell, CellResult, CellRole, Point
+from benchmarks.runner import Result, Runner
+from benchmarks.store import Store, StoreError
+from benchmarks.suites import Suite, SuiteTask
+from lr_env.controllers import BoundController, Controller
+from lr_env.episodes import Execution
+from lr_env.mdp import MDP
+from lr_env.seeding import Role, role_seeds
+
+ROLES: dict[CellRole, Role] = {"tune": Role.TUNE, "report": Role.REPORT}
+POLL = 0.5
+"""Seconds between looks at what another process computes."""
+ATTEMPTS = 3
+"""How often work is begun whose process dies."""
+UNDONE = object()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process computes at a time: cells of one task that train side by side. Can be pickled.
+
+    Attributes:
+        task: Of all cells.
+        examples: See :class:`benchmarks.suites.Suite`.
+        cells: Of the same role and number of seeds, each with other trainings.
+        makers: Their controllers' makers.
+    """
+
+    task: SuiteTask
+    examples: int
+    cells: tuple[Cell, ...]
+    makers: tuple[Maker, ...]
+
+    @property
+    def cost(self) -> float:
+        """Seconds of one core, estimated."""
+        return sum(cell_cost(self.task, cell) for cell in self.cells)
+
+
+class Engine(Protocol):
+    """Where work is computed: an executor of :mod:`concurrent.futures`, and how many pieces of work it takes at once."""
+
+    slots: int
+
+    def submit(self, work: Work) -> Future[list[CellResult]]:
+        """Begins; the future gives what :func:`compute` returns."""
+        ...
+
+    def restart(self) -> None:
+        """Makes the engine work again after a future has failed with ``BrokenExecutor``."""
+        ...
+
+    def shutdown(self) -> None:
+        """Ends all processes."""
+        ...
+
+
+class LocalEngine:
+    """This machine: other processes, or this one where there is one worker.
+
+    Args:
+        workers: Processes.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.slots = workers
+        self._pool: Executor | None = None
+
+    def submit(self, work: Work) -> Future[list[CellResult]]:
+        """See :class:`Engine`."""
+        if self.slots == 1:
+            future: Future[list[CellResult]] = Future()
+            future.set_result(compute(work))
+            return future
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), _begin_worker)
+        return self._pool.submit(compute, work)
+
+    def restart(self) -> None:
+        """See :class:`Engine`."""
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """See :class:`Engine`."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()  # a killed parent doesn't end its pool
+
+
+class SideBySide:
+    """Controllers of one decision process, each for its own members of a population.
+
+    Args:
+        controllers: Of equal numbers of members, in their order.
+    """
+
+    def __init__(self, controllers: Sequence[Controller]) -> None:
+        self.controllers = list(controllers)
+
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        """See :class:`lr_env.controllers.Controller`; the state holds that of each."""
+        count = len(self.controllers)
+        states = [None] * count if state is None else state
+        starts = [None] * count if episode_start is None else np.split(np.asarray(episode_start), count)
+        made = [
+            controller.predict(part, own, begins, deterministic=deterministic)
+            for controller, part, own, begins in zip(self.controllers, np.split(observation, count), states, starts, strict=True)
+        ]
+        return np.concatenate([np.asarray(actions) for actions, _ in made]), [own for _, own in made]
+
+
+def compute(work: Work) -> list[CellResult]:
+    """The results of all cells. A cell whose controller fails has an error in its result, and the others have none."""
+    torch.set_num_threads(1)
+    try:
+        return _train(work)
+    except Exception as error:  # noqa: BLE001  (a contestant's code may raise anything)
+        if len(work.cells) == 1:
+            return [failed(_in_words(error))]
+    parts = zip(work.cells, work.makers, strict=True)
+    return [compute(dataclasses.replace(work, cells=(cell,), makers=(maker,)))[0] for cell, maker in parts]
+
+
+def failed(problem: str) -> CellResult:
+    """The result of a cell that has none."""
+    nothing = np.zeros(0)
+    return CellResult(nothing, nothing.astype(bool), nothing, None, None, None, 0.0, problem)
+
+
+def _in_words(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _train(work: Work) -> list[CellResult]:
+    """Trains all cells in one population, or the seeds of a single one in several that fit side by side."""
+    start, task, first = time.process_time(), work.task, work.cells[0]
+    parts = [first.seeds[i : i + task.side_by_side] for i in range(0, len(first.seeds), task.side_by_side)] if len(work.cells) == 1 else [first.seeds]
+    results = []
+    for seeds in parts:
+        bounds = [maker(cell.track, task.horizon, cell.point) for cell, maker in zip(work.cells, work.makers, strict=True)]
+        mdp = comparable(bounds[0].mdp)
+        execution = Execution(gradients="auto" if callable(mdp.optimizer) else "batched")  # one training alone has the same bits then
+        members = [seed for _ in bounds for seed in seeds]
+        runner = Runner(task.family(), mdp, members, task.horizon, work.examples, first.role == "report", execution)
+        results.append(runner.run(_together(bounds, len(seeds))))
+        del runner
+        _release_memory()
+    seconds = (time.process_time() - start) / len(work.cells)
+    return [_part(results, index, len(work.cells), seconds) for index in range(len(work.cells))]
+
+
+def comparable(mdp: MDP) -> MDP:
+    """The decision process with the same initial rate and the same rule of divergence in all trainings; rewards mean nothing here."""
+    return dataclasses.replace(mdp, initial_rate_decades=0.0, reward="log_loss", reward_on="next_batch")
+
+
+def _together(bounds: Sequence[BoundController], num_seeds: int) -> Controller:
+    first = bounds[0].controller
+    if len(bounds) == 1:
+        return first
+    if isinstance(first, AttachedRule):  # it looks at the whole population: one rule with a constant for each member
+        together: Any = copy.copy(first)
+        together.constant = np.repeat([bound.controller.constant for bound in bounds], num_seeds)  # type: ignore[attr-defined]
+        return together  # type: ignore[no-any-return]
+    return SideBySide([bound.controller for bound in bounds])
+
+
+def _part(results: Sequence[Result], index: int, count: int, seconds: float) -> CellResult:
+    """What belongs to one of so many cells."""
+
+    def take(name: str) -> np.ndarray:
+        arrays = [getattr(result, name) for result in results]
+        length = max(len(array) for array in arrays)  # populations end with their last training
+        if arrays[0].ndim == 2:
+            arrays = [np.pad(array, ((0, length - len(array)), (0, 0)), constant_values=np.nan) for array in arrays]
+        joined: np.ndarray = np.concatenate(arrays, -1)
+        return np.split(joined, count, -1)[index].copy()
+
+    losses, rates = take("losses"), take("rates")
+    ran = np.isfinite(rates).any(1)  # neighbours may have trained longer
+    steps = int(ran.nonzero()[0].max()) + 1 if ran.any() else 0
+    metrics = None if results[0].test_metrics is None else take("test_metrics")
+    return CellResult(take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds)
+
+
+def _release_memory() -> None:
+    """Hands what is free back to the system: glibc would keep it, a gigabyte after the first evaluation of a transformer."""
+    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def cell_cost(task: SuiteTask, cell: Cell) -> float:
+    """Seconds of one core, estimated."""
+    return len(cell.seeds) * task.horizon * task.microseconds * 1e-6
+
+
+def keeps_curves(cell: Cell) -> bool:
+    """Curves of what is reported are kept, but not those of a random search's hundreds of points."""
+    return cell.role == "report" and cell.contestant != "random search"
+
+
+@dataclass
+class _Batch:
+    """Work, and the cells that have the same trainings as each of its cells, these included."""
+
+    work: Work
+    equal: tuple[tuple[Cell, ...], ...]
+    attempts: int = 0
+
+    def cells_of(self, index: int) -> tuple[Cell, ...]:
+        """All cells of the trainings of this index."""
+        return self.equal[index]
+
+    def part(self, indices: Sequence[int]) -> _Batch:
+        """The trainings of these indices alone."""
+        cells, makers = tuple(self.work.cells[i] for i in indices), tuple(self.work.makers[i] for i in indices)
+        return _Batch(dataclasses.replace(self.work, cells=cells, makers=makers), tuple(self.equal[i] for i in indices), self.attempts)
+
+    def retried(self) -> list[_Batch]:
+        """What is computed after a process has died: the same again, then each training alone, so that the guilty one is found."""
+        parts = [self] if self.attempts == 0 else [self.part([i]) for i in range(len(self.equal))]
+        return [dataclasses.replace(part, attempts=self.attempts + 1) for part in parts]
+
+
+@dataclass
+class _Search:
+    """The tuning of one contestant on one track, on the tasks that share a choice; its grid grows.
+
+    Attributes:
+        contestant: Who is tuned.
+        track: The optimizer's name.
+        tasks: One, or those that share the point.
+        choices: See :class:`benchmarks.contestants.Grid`.
+    """
+
+    contestant: Contestant
+    track: str
+    tasks: tuple[SuiteTask, ...]
+    choices: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        self.grid = self.contestant.grid[self.track]
+        self.indices: list[list[int]] = [list(self.grid.indices) for _ in self.choices]
+
+    def points(self) -> list[Point]:
+        """All that are tried."""
+        return [self.grid.point(choice, index) for choice, indices in zip(self.choices, self.indices, strict=True) for index in indices]
+
+    def grow(self, score: Callable[[Point], float]) -> bool:
+        """Extends the grid where the best point of a choice lies on the edge; whether it has grown.
+
+        Args:
+            score: Mean score of a point on all tasks.
+        """
+        grown = False
+        for choice, indices in zip(self.choices, self.indices, strict=True):
+            beyond = self.grid.beyond({index: score(self.grid.point(choice, index)) for index in indices})
+            indices += beyond
+            grown |= bool(beyond)
+        return grown
+
+
+class Benchmark:
+    """Contestants on a suite.
+
+    Args:
+        suite: What they are run on.
+        contestants: Rivals and controllers, see :func:`benchmarks.contestants.enter`.
+        store: Where results are kept.
+        engine: Where they are computed.
+        show: Called with what was done, its estimated cost, in seconds of one core, and what further cost has become known.
+
+    Attributes:
+        problems: What went wrong so far, in words.
+        results: Of this run's cells by key, without curves; also those that could not be stored.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        contestants: Sequence[Contestant],
+        store: Store,
+        engine: Engine,
+        show: Callable[[str, float, float], None] = lambda what, done, known: None,
+    ) -> None:
+        self.suite, self.contestants, self.store, self.engine, self.show = suite, contestants, store, engine, show
+        self.problems: list[str] = []
+        self.results: dict[str, CellResult] = {}
+        self._unsaved: list[tuple[Cell, CellResult]] = []
+        self._makers = {contestant.name: contestant.make for contestant in contestants}
+        self._tasks = {task.name: task for task in suite.tasks}
+        self._seeds: dict[tuple[str, CellRole], tuple[int, ...]] = {}
+        for task in suite.tasks:
+            self._seeds[task.name, "tune"] = tuple(role_seeds(suite.seed, Role.TUNE, task.tuning))
+            self._seeds[task.name, "report"] = tuple(role_seeds(suite.seed, Role.REPORT, task.reporting))
+        self._searches = [search for contestant in contestants for track in contestant.grid for search in self._begin_searches(contestant, track)]
+
+    def run(self) -> list[Cell]:
+        """Tunes and reports all; returns the cells that the benchmark is about. What the store holds is not computed again."""
+        tuning = self._tuning_cells()
+        self.run_cells(tuning)
+        while any([search.grow(partial(self.score, search)) for search in self._searches if search.contestant.tuning != "pool"]):
+            tuning = self._tuning_cells()
+            self.run_cells(tuning, is_new=True)
+        reports = self._report_cells()
+        self.run_cells(reports)
+        cells = tuning + reports
+        self._save([])
+        if self._unsaved:
+            self.problems.append(f"{len(self._unsaved)} results are not stored, but are part of the tables. Run again when there is room.")
+        self._attempt(lambda: self.store.record(cells))
+        self.problems += self.store.damaged
+        failures = [(cell, self.results[cell.key].error) for cell in cells]
+        self.problems += [f"{cell.track}, {cell.task}, {cell.contestant}, {describe(cell.point)}: {error}" for cell, error in failures if error]
+        return cells
+
+    def cost(self) -> float:
+        """Seconds of one core that all takes, estimated, without what grids grow by."""
+        cells = {cell.trainings: cell for cell in self._tuning_cells() + self._report_cells(is_tuned=False)}
+        return sum(cell_cost(self._tasks[cell.task], cell) for cell in cells.values())
+
+    def score(self, search: _Search, point: Point) -> float:
+        """Mean score of a point over a search's tasks; infinite where one has none."""
+        results = [self.results[self._cell(search.contestant, search.track, task, "tune", point).key] for task in search.tasks]
+        return float(np.mean([np.inf if result.error is not None else result.scores.mean() for result in results]))
+
+    def run_cells(self, cells: Sequence[Cell], is_new: bool = False) -> None:
+        """Computes what the store lacks and keeps it, while other processes may do the same; then :attr:`results` has all.
+
+        Args:
+            cells: Of any tasks and contestants.
+            is_new: Whether their cost was not known.
+        """
+        queue = self._plan(cells)
+        if is_new:
+            self.show("", 0.0, sum(batch.work.cost for batch in queue))
+        running: dict[Future[list[CellResult]], _Batch] = {}
+        try:
+            while queue or running:
+                for batch in list(queue):
+                    if len(running) >= self.engine.slots:
+                        break
+                    if self._begin_batch(batch, running):
+                        queue.remove(batch)
+                if running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    queue += self._take([(future, running.pop(future)) for future in done])
+                elif queue:
+                    time.sleep(POLL)  # another process computes the rest
+        except BaseException:
+            self.engine.shutdown()
+            raise
+
+    def _begin_batch(self, batch: _Batch, running: dict[Future[list[CellResult]], _Batch]) -> bool:
+        """Begins what is missing of a batch; whether that is settled, as it has begun or nothing is missing."""
+        missing = self._missing(batch)
+        if missing:
+            if self._attempt(lambda: self.store.claim([cell for index in missing for cell in batch.cells_of(index)])) is False:
+                return False
+            missing = self._missing(batch)  # another process may have finished just before
+        if not missing:
+            self._done(batch)
+            return True
+        part = batch.part(missing)
+        try:
+            running[self.engine.submit(part.work)] = part
+        except BrokenExecutor:
+            self.engine.restart()
+            running[self.engine.submit(part.work)] = part
+        return True
+
+    def _take(self, finished: Sequence[tuple[Future[list[CellResult]], _Batch]]) -> list[_Batch]:
+        """Keeps what has been computed; returns what is to be computed again, as its process died."""
+        again: list[_Batch] = []
+        for future, batch in finished:
+            try:
+                results = future.result()
+            except BrokenExecutor:
+                self.engine.restart()
+                if batch.attempts < ATTEMPTS - 1:
+                    again += batch.retried()
+                    continue
+                results = [failed("The process that computed it died, perhaps as memory ran out.")] * len(batch.work.cells)
+            self._save([(cell, result) for index, result in enumerate(results) for cell in batch.cells_of(index)])
+            self._done(batch)
+        return again
+
+    def _missing(self, batch: _Batch) -> list[int]:
+        """Which of its cells' trainings are to be computed; the others' results are looked up, and kept for all their cells."""
+        missing = []
+        for index, cell in enumerate(batch.work.cells):
+            cells = [equal for equal in batch.cells_of(index) if equal.key not in self.results]
+            found = {each.key: result for each in cells if (result := self.store.find(each)) is not None and result.error is None}
+            for key, result in found.items():
+                self.results[key] = without_curves(result)
+            lacking = [each for each in cells if each.key not in found]
+            if lacking:
+                equal = self.store.find_equal(cell, with_curves=any(map(keeps_curves, lacking)))
+                if equal is None:
+                    missing.append(index)
+                else:
+                    self._save([(each, equal) for each in lacking])
+        return missing
+
+    def _save(self, results: Sequence[tuple[Cell, CellResult]]) -> None:
+        """Keeps results, those of a population all at once or none, so that a resumed run trains the same populations."""
+        for cell, result in results:
+            self.results[cell.key] = without_curves(result)
+            self._unsaved.append((cell, result if keeps_curves(cell) else without_curves(result)))
+        if self._unsaved and self._attempt(lambda: self.store.save_all(self._unsaved)) is not UNDONE:
+            self._unsaved = []
+
+    def _attempt(self, write: Callable[[], Any]) -> Any:
+        """What writing to the store returns; where that is impossible, the benchmark goes on, says so once, and tries again with the next results."""
+        try:
+            return write()
+        except StoreError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return UNDONE
+
+    def _done(self, batch: _Batch) -> None:
+        cell = batch.work.cells[-1]
+        self.show(f"{cell.track}, {cell.task}, {cell.role}: {cell.contestant}", batch.work.cost, 0.0)
+
+    def _plan(self, cells: Sequence[Cell]) -> list[_Batch]:
+        """What is not known yet, each training once, in populations that a resumed run makes in the same way."""
+        equal: dict[str, list[Cell]] = {}
+        for cell in {cell.key: cell for cell in cells if cell.key not in self.results}.values():
+            equal.setdefault(cell.trainings, []).append(cell)
+        populations: dict[tuple[Any, ...], list[Cell]] = {}
+        for same in equal.values():
+            cell = same[0]
+            populations.setdefault((cell.track, cell.task, cell.role, len(cell.seeds), self._population(cell)), []).append(cell)
+        batches = []
+        for members in populations.values():
+            task = self._tasks[members[0].task]
+            count = max(1, task.side_by_side // len(members[0].seeds))
+            for i in range(0, len(members), count):
+                part = tuple(members[i : i + count])
+                work = Work(task, self.suite.examples, part, tuple(self._makers[cell.contestant] for cell in part))
+                batches.append(_Batch(work, tuple(tuple(equal[cell.trainings]) for cell in part)))
+        order = {task.name: index for index, task in enumerate(self.suite.tasks)}
+        return sorted(batches, key=lambda batch: (order[batch.work.task.name], batch.work.cells[0].track))
+
+    def _population(self, cell: Cell) -> str:
+        """Cells for which this is equal may train side by side."""
+        try:
+            bound = self._makers[cell.contestant](cell.track, self._tasks[cell.task].horizon, cell.point)
+            key = repr(comparable(bound.mdp))
+        except Exception:  # noqa: BLE001  (whatever it is, it comes again where the cell is computed, and is reported there)
+            return cell.key
+        rule = bound.controller
+        own = {name: value for name, value in vars(rule).items() if name != "constant"} if isinstance(rule, AttachedRule) else None
+        return f"{key} {type(rule).__name__} {own}" if own is not None else key
+
+    def _begin_searches(self, contestant: Contestant, track: str) -> list[_Search]:
+        grid = contestant.grid[track]
+        tried = [(task, grid.choices_on(task)) for task in self.suite.tasks if grid.choices_on(task)]
+        if contestant.tuning != "shared":
+            return [_Search(contestant, track, (task,), choices) for task, choices in tried]
+        return [_Search(contestant, track, tuple(task for task, _ in tried), grid.choices)] if tried else []
+
+    def _tuning_cells(self) -> list[Cell]:
+        return [
+            self._cell(search.contestant, search.track, task, "tune", point)
+            for search in self._searches
+            for task in search.tasks
+            for point in (search.contestant.pool(search.track, task, self.suite.seed) if search.contestant.tuning == "pool" else search.points())
+        ]
+
+    def _report_cells(self, is_tuned: bool = True) -> list[Cell]:
+        """All that is reported; before anything is tuned with any points."""
+        cells = []
+        for contestant in self.contestants:
+            for track in contestant.points:
+                cells += [self._cell(contestant, track, task, "report", point) for task in self.suite.tasks for point in contestant.points[track]]
+        for search in self._searches:
+            contestant, track = search.contestant, search.track
+            if contestant.tuning == "pool":
+                points = contestant.pool(track, search.tasks[0], self.suite.seed)
+                cells += [self._cell(contestant, track, search.tasks[0], "report", point) for point in points]
+                continue
+            best = min(search.points(), key=partial(self.score, search)) if is_tuned else search.points()[0]
+            tasks = self.suite.tasks if contestant.tuning == "shared" else search.tasks
+            cells += [self._cell(contestant, track, task, "report", best) for task in tasks]
+        return cells
+
+    def _cell(self, contestant: Contestant, track: str, task: SuiteTask, role: CellRole, point: Point) -> Cell:
+        setting = task.setting | {"examples": self.suite.examples}
+        seeds = self._seeds[task.name, role]
+        return Cell(self.suite.key, track, task.name, setting, contestant.name, contestant.make.identity(point), role, point, seeds)
+
+
+def describe(point: Point) -> str:
+    """A point in words."""
+    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items()) or "not tuned"
+
+
+def without_curves(result: CellResult) -> CellResult:
+    """The same result, for which less memory is needed."""
+    return dataclasses.replace(result, losses=None, rates=None)

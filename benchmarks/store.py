@@ -1,0 +1,270 @@
+"""Where results are kept: one SQLite file, which processes may share and which survives their death at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from benchmarks.records import Cell, CellResult
+from lr_env import __version__
+
+FORMAT_VERSION = 1
+PATIENCE = 60.0
+"""Seconds that a process waits for another's transaction."""
+
+_SCHEMA = """
+CREATE TABLE machines (id INTEGER PRIMARY KEY, description TEXT NOT NULL UNIQUE);
+CREATE TABLE cells (
+    key TEXT PRIMARY KEY, trainings TEXT NOT NULL, suite TEXT NOT NULL, cell TEXT NOT NULL, result BLOB NOT NULL, checksum TEXT NOT NULL,
+    has_curves INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL, finished REAL NOT NULL, machine INTEGER NOT NULL REFERENCES machines(id)
+);
+CREATE INDEX cells_of_trainings ON cells (trainings);
+CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL);
+CREATE TABLE entries (suite TEXT NOT NULL, track TEXT NOT NULL, contestant TEXT NOT NULL, keys TEXT NOT NULL, PRIMARY KEY (suite, track, contestant));
+"""
+
+
+class StoreError(RuntimeError):
+    """The file is damaged or foreign, or nothing can be written."""
+
+
+class Store:
+    """Results of cells, in a file.
+
+    Whoever computes a cell claims it before; the claims of a process that has died are void. A process proves that it lives by the lock on a
+    file of its own beside the store, which the system lets go of when the process ends, however it does.
+
+    Args:
+        path: The file; made where there is none.
+
+    Raises:
+        StoreError: If it is damaged, or no store of this version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.damaged: list[str] = []
+        self._owners = self.path.with_name(f"{self.path.name}.owners")
+        self._owners.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        try:
+            with self._transaction():
+                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0 and not self._connection.execute("SELECT name FROM sqlite_master").fetchall():
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._connection.execute(statement)
+                    version = FORMAT_VERSION
+                    self._connection.execute(f"PRAGMA user_version = {version}")
+            problem = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise StoreError(self._advice(str(error))) from error
+        if problem != "ok":
+            raise StoreError(self._advice(problem))
+        if version != FORMAT_VERSION:
+            raise StoreError(f"{self.path} is of version {version}, but {FORMAT_VERSION} is needed. Choose another --output.")
+        self._owner = uuid.uuid4().hex
+        self._lock = FileLock(self._owners / self._owner)
+        self._lock.acquire()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up all claims."""
+        if self._lock.is_locked:
+            try:
+                with self._transaction():
+                    self._connection.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
+            except StoreError:
+                pass  # the claims are void without their owner
+            self._lock.release()
+            (self._owners / self._owner).unlink(missing_ok=True)
+            self._connection.close()
+
+    def save(self, cell: Cell, result: CellResult) -> None:
+        """Keeps a result; see :meth:`save_all`."""
+        self.save_all([(cell, result)])
+
+    def save_all(self, results: Iterable[tuple[Cell, CellResult]]) -> None:
+        """Keeps results, all of them or none, in place of older ones of their cells; their claims end.
+
+        Raises:
+            StoreError: If nothing can be written, such as on a full disk.
+        """
+        rows = []
+        for cell, result in results:
+            content = _pack(result)
+            checksum = hashlib.sha256(content).hexdigest()
+            own = cell.key, cell.trainings, cell.suite, json.dumps(asdict(cell)), content, checksum
+            rows.append((*own, result.losses is not None, result.error, result.seconds, time.time()))
+        with self._transaction():
+            self._connection.execute("INSERT OR IGNORE INTO machines (description) VALUES (?)", (_machine(),))
+            (machine,) = self._connection.execute("SELECT id FROM machines WHERE description = ?", (_machine(),)).fetchone()
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, machine) for row in rows]
+            )
+            self._connection.executemany("DELETE FROM claims WHERE key = ?", [row[:1] for row in rows])
+
+    def find(self, cell: Cell) -> CellResult | None:
+        """The result of a cell; None where there is none, or where what is kept is damaged, which :attr:`damaged` then says."""
+        row = self._execute("SELECT result, checksum FROM cells WHERE key = ?", (cell.key,)).fetchone()
+        return None if row is None else self._unpacked(cell, *row)
+
+    def find_equal(self, cell: Cell, with_curves: bool = False) -> CellResult | None:
+        """The result of any cell without an error that has the same trainings, or None."""
+        condition = "error IS NULL AND has_curves >= ?"
+        row = self._execute(f"SELECT result, checksum FROM cells WHERE trainings = ? AND {condition}", (cell.trainings, with_curves)).fetchone()
+        return None if row is None else self._unpacked(cell, *row)
+
+    def cells(self, suite: str | None = None) -> Iterator[tuple[Cell, CellResult]]:
+        """All that is kept, or of one suite (``"standard-1"``) what the last run of each contestant was about; damaged results are left out."""
+        keys = None
+        if suite is not None:
+            entries = self._execute("SELECT keys FROM entries WHERE suite = ?", (suite,)).fetchall()
+            keys = [key for (entry,) in entries for key in json.loads(entry)]
+        query = "SELECT cell, result, checksum FROM cells"
+        rows = self._execute(f"{query} ORDER BY key", ()) if keys is None else (self._execute(f"{query} WHERE key = ?", (key,)).fetchone() for key in keys)
+        for row in filter(None, rows):
+            data = json.loads(row[0])
+            cell = Cell(**{**data, "seeds": tuple(data["seeds"])})
+            result = self._unpacked(cell, *row[1:])
+            if result is not None:
+                yield cell, result
+
+    def suites(self) -> list[str]:
+        """Names and versions of the suites that were run."""
+        return [suite for (suite,) in self._execute("SELECT DISTINCT suite FROM entries ORDER BY suite", ())]
+
+    def record(self, cells: Sequence[Cell]) -> None:
+        """Says what the run of some contestants is about: these cells, and no others of theirs.
+
+        Raises:
+            StoreError: If nothing can be written.
+        """
+        keys: dict[tuple[str, str, str], list[str]] = {}
+        for cell in cells:
+            keys.setdefault((cell.suite, cell.track, cell.contestant), []).append(cell.key)
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", [(*entry, json.dumps(found)) for entry, found in keys.items()]
+            )
+
+    def claim(self, cells: Sequence[Cell]) -> bool:
+        """Takes all of these cells for this process, or none, where another living process has claimed one of them.
+
+        Raises:
+            StoreError: If nothing can be written.
+        """
+        with self._transaction():
+            for cell in cells:
+                row = self._connection.execute("SELECT owner FROM claims WHERE key = ?", (cell.key,)).fetchone()
+                if row is not None and row[0] != self._owner and self._is_alive(row[0]):
+                    return False
+            self._connection.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", [(cell.key, self._owner) for cell in cells])
+        return True
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Machines and versions that results come from."""
+        return [json.loads(text) for (text,) in self._execute("SELECT description FROM machines ORDER BY id", ())]
+
+    def _is_alive(self, owner: str) -> bool:
+        lock = FileLock(self._owners / owner)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        (self._owners / owner).unlink(missing_ok=True)
+        return False
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One transaction, which a process that dies leaves undone."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            self._roll_back()
+            raise StoreError(self._advice(str(error))) from error
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _execute(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(self._advice(str(error))) from error
+
+    def _unpacked(self, cell: Cell, content: bytes, checksum: str) -> CellResult | None:
+        if hashlib.sha256(content).hexdigest() == checksum:
+            return _unpack(content)
+        self.damaged.append(f"{cell.track}, {cell.task}, {cell.contestant} {dict(cell.point)}: what is stored is damaged")
+        return None
+
+    def _advice(self, problem: str) -> str:
+        if "full" in problem or "readonly" in problem or "unable to open" in problem or "locked" in problem:
+            return f"{self.path} can't be written: {problem}. Make room or choose another --output; what is missing is computed in the next run."
+        return (
+            f"{self.path} is damaged or no store of results: {problem}. Move it away, or choose another --output; "
+            f"`sqlite3 {self.path} .recover` may save what it holds."
+        )
+
+
+def _pack(result: CellResult) -> bytes:
+    """As a compressed ``.npz``."""
+    buffer = io.BytesIO()
+    values = {name: value for name, value in vars(result).items() if value is not None}
+    for name in ("losses", "rates"):
+        if name in values:
+            values[name] = values[name].astype(np.float32)
+    np.savez_compressed(buffer, allow_pickle=False, **values)
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes) -> CellResult:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        values: dict[str, Any] = {field.name: file[field.name] if field.name in file else None for field in fields(CellResult)}
+    for name in ("seconds", "error"):
+        values[name] = None if values[name] is None else values[name].item()
+    return CellResult(**values)
+
+
+@cache
+def _machine() -> str:
+    """Machine and versions, as JSON."""
+    description = {
+        "node": platform.node(),
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "lr_env": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    return json.dumps(description, sort_keys=True)

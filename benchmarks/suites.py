@@ -1,0 +1,271 @@
+"""What is benchmarked: frozen, versioned lists of tasks with their budgets.
+
+A suite never changes: another task, horizon or number of trainings is another version, and another version's results are other results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+from lr_env.checks import unknown_name
+from lr_env.episodes import find_family
+from lr_env.tasks import FamilySpecification, TaskFamily, Variant, task_data_sets
+from lr_env.tasks.datasets import is_available
+from lr_env.tasks.families import SMALL_HELD_OUT
+
+Budget: TypeAlias = Literal["short", "medium", "noise"]
+"""Fewer than 300 SGD steps; more; noise-dominated: at least 5,000 steps, or batches of at most 16."""
+
+TRACKS = ("momentum", "adamw")
+"""Optimizers within which contestants are compared."""
+
+OTHER_OPTIMIZERS = ("adagrad", "rmsprop", "nadamw")
+"""Beside the tracks in the table that compares optimizers."""
+
+NOISE = FamilySpecification(
+    name="small-noise",
+    data_sets=("diabetes", "digits", "digits"),
+    architectures=("mlp",),
+    activations=("gelu", "silu", "leaky_relu"),
+    depth=(1, 2),
+    width=(16, 64),
+    batch_size=(4, 16),
+    horizon=(2000, 5000),
+    data_fraction=(0.5, 1.0),
+    input_scale_decades=(-0.5, 0.5),
+    label_noise=(0.1, 0.3),
+    num_variants=4,
+    family_seed=7,
+)
+"""Perceptrons whose minibatches say little: small ones, with wrong labels. Held out as ``small-heldout`` is."""
+
+SPECIFICATIONS: Mapping[str, FamilySpecification] = {specification.name: specification for specification in (SMALL_HELD_OUT, NOISE)}
+"""Families whose whole specification is part of a suite."""
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """A task, and how much is trained on it.
+
+    Attributes:
+        name: What tables show.
+        source: Name of a registered task, or of a family of :data:`SPECIFICATIONS`.
+        horizon: SGD steps of a training.
+        budget: See :data:`Budget`.
+        tuning: Trainings that each point of a grid is tuned on.
+        reporting: Trainings that are reported.
+        pool: Points of the random search, each on all of these.
+        variant: Of the family; None for a task.
+        batch_size: In place of the task's own; None for that.
+        is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.contestants`.
+        side_by_side: Trainings at once, which bounds the memory.
+        microseconds: Of one core, for one SGD step of one training, measured; only the remaining time is estimated with it.
+    """
+
+    name: str
+    source: str
+    horizon: int
+    budget: Budget
+    tuning: int
+    reporting: int
+    pool: int
+    variant: int | None = None
+    batch_size: int | None = None
+    is_costly: bool = False
+    side_by_side: int = 128
+    microseconds: float = 50.0
+
+    def family(self) -> TaskFamily:
+        """What is trained; the same object in each call."""
+        return _family(self.source, self.variant, self.batch_size)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All that one training depends on beside its seed, JSON-ready."""
+        specification = SPECIFICATIONS.get(self.source)
+        source = self.source if specification is None else specification.to_dict()
+        return {"source": source, "variant": self.variant, "batch_size": self.batch_size, "horizon": self.horizon}
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """Names of the data sets that it loads."""
+        specification = SPECIFICATIONS.get(self.source)
+        return tuple(sorted(set(specification.data_sets))) if specification is not None else task_data_sets(self.source)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks, and the optimizers that train on them.
+
+    Attributes:
+        name: Short.
+        version: Counts its changes.
+        question: What it is for.
+        tasks: At least one.
+        tracks: Optimizers within which contestants are compared.
+        other_optimizers: See :data:`OTHER_OPTIMIZERS`.
+        examples: Of each split, that final losses and metrics are taken over, the same for all trainings.
+        seed: Of all trainings.
+    """
+
+    name: str
+    version: int
+    question: str
+    tasks: tuple[SuiteTask, ...]
+    tracks: tuple[str, ...] = TRACKS
+    other_optimizers: tuple[str, ...] = OTHER_OPTIMIZERS
+    examples: int = 4096
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name and version, ``"standard-1"``."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """Of everything that its results depend on."""
+        data = asdict(self) | {"settings": [task.setting for task in self.tasks]}
+        for task in data["tasks"]:
+            del task["microseconds"], task["side_by_side"]
+        del data["question"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def with_reporting(self, trainings: int | None) -> Suite:
+        """The suite with so many reported trainings of every task; None for its own.
+
+        Raises:
+            ValueError: If they are fewer than two.
+        """
+        if trainings is None:
+            return self
+        if trainings < 2:
+            raise ValueError(f"At least 2 seeds are needed, so that there are intervals, but {trainings} was given.")
+        tasks = (dataclasses.replace(task, reporting=trainings) for task in self.tasks)
+        return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def check_data(self) -> None:
+        """Refuses to begin without the data.
+
+        Raises:
+            ValueError: If some are not at hand.
+        """
+        missing = sorted({name for task in self.tasks for name in task.data_sets if not is_available(name)})
+        if missing:
+            raise ValueError(
+                f"Suite {self.name!r} needs data that are not at hand: {', '.join(missing)}. Set LR_ENV_DATA to their folder, or download them by "
+                "`python -m benchmarks.tasks --download`; suite 'quick' needs none."
+            )
+
+
+@cache
+def _family(source: str, variant: int | None, batch_size: int | None) -> TaskFamily:
+    specification = SPECIFICATIONS.get(source)
+    family = find_family(source) if specification is None else _whole(source)
+    if variant is not None:
+        family = family.variant(variant)
+    if batch_size is not None:
+        if isinstance(family.task, Variant):
+            task: Any = dataclasses.replace(family.task, task=dataclasses.replace(family.task.task, batch_size=batch_size))
+        else:
+            task = dataclasses.replace(family.variants[0], batch_size=batch_size)
+        family = dataclasses.replace(family, task=task)
+    return family
+
+
+@cache
+def _whole(name: str) -> TaskFamily:
+    return SPECIFICATIONS[name].family()
+
+
+def _held_out(variant: int, horizon: int, budget: Budget, microseconds: float, **options: Any) -> SuiteTask:
+    counts = {"tuning": 2, "reporting": 10, "pool": 2} | options
+    return SuiteTask(f"small-heldout/{variant}", "small-heldout", horizon, budget, variant=variant, microseconds=microseconds, **counts)
+
+
+def _noise(variant: int, horizon: int, microseconds: float) -> SuiteTask:
+    return SuiteTask(f"small-noise/{variant}", "small-noise", horizon, "noise", 2, 10, 2, variant, microseconds=microseconds)
+
+
+SMOKE = Suite(
+    "smoke",
+    1,
+    "Does everything work? Seconds; its numbers mean nothing.",
+    (
+        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 8, "short", 2, 3, 2, side_by_side=512, microseconds=12),
+        SuiteTask("wine-mlp", "wine-mlp", 10, "noise", 2, 3, 2, side_by_side=512, microseconds=10),
+    ),
+    other_optimizers=("rmsprop",),
+)
+
+QUICK = Suite(
+    "quick",
+    1,
+    "A first answer in about two minutes on 2 cores, without a download.",
+    (
+        SuiteTask("digits-mlp", "digits-mlp", 100, "short", 2, 10, 2, side_by_side=256, microseconds=43),
+        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 100, "short", 2, 10, 2, side_by_side=512, microseconds=12),
+        SuiteTask("diabetes-mlp", "diabetes-mlp", 300, "medium", 2, 10, 2, side_by_side=512, microseconds=9),
+        SuiteTask("wine-mlp", "wine-mlp", 300, "noise", 2, 10, 2, side_by_side=512, microseconds=10),
+    ),
+    other_optimizers=("rmsprop",),
+)
+
+STANDARD = Suite(
+    "standard",
+    1,
+    "What is published: 24 held-out tasks, in at most four hours on 2 cores.",
+    (
+        _held_out(0, 816, "medium", 150),
+        _held_out(1, 315, "medium", 130),
+        _held_out(2, 67, "short", 900, side_by_side=32),
+        _held_out(3, 870, "medium", 100),
+        _held_out(4, 381, "noise", 300, side_by_side=64),
+        _held_out(5, 228, "short", 800, side_by_side=32),
+        _held_out(6, 1471, "noise", 350, side_by_side=64, is_costly=True),
+        _held_out(7, 136, "short", 1200, side_by_side=64),
+        _held_out(8, 259, "short", 100),
+        _held_out(9, 212, "short", 80),
+        _held_out(10, 83, "short", 200),
+        _held_out(11, 241, "short", 1500, side_by_side=32, is_costly=True),
+        _noise(0, 5000, 40),
+        _noise(1, 5000, 40),
+        _noise(2, 5000, 40),
+        _noise(3, 5000, 40),
+        SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 2, side_by_side=512, microseconds=10),
+        SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 2, side_by_side=256, microseconds=20),
+        SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 1, is_costly=True, side_by_side=32, microseconds=700),
+        SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 1, None, 16, True, 32, 500),
+        SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 1, is_costly=True, side_by_side=32, microseconds=1500),
+        SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 1, is_costly=True, side_by_side=4, microseconds=8000),
+        SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 1, None, 16, True, 4, 2500),
+        SuiteTask("shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 1, is_costly=True, side_by_side=2, microseconds=16000),
+    ),
+)
+
+
+FULL = dataclasses.replace(
+    STANDARD,
+    name="full",
+    question="The same with three times the seeds, and everything tuned on every task: days of a core.",
+    tasks=tuple(dataclasses.replace(task, tuning=4 * task.tuning, reporting=30, pool=100, is_costly=False) for task in STANDARD.tasks),
+)
+
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (SMOKE, QUICK, STANDARD, FULL)}
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in SUITES:
+        raise unknown_name("suite", name, SUITES)
+    return SUITES[name]
