@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,6 +120,7 @@ class _Track:
     expected: dict[str, tuple[int, ...]] = field(default_factory=dict)  # training seeds by contestant
     seconds: Counter[str] = field(default_factory=Counter)
     trainings: Counter[str] = field(default_factory=Counter)
+    points: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # reported, by contestant
 
     def finished(self, *contestants: str, tasks: Iterable[str] | None = None) -> list[str]:
         """Tasks where all cells of these contestants are there."""
@@ -232,9 +234,10 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
             problems.append(_problem(cell, "ran on other seeds than the other contestants, and is left out"))
             continue
         if cell.contestant == POOL:
-            pools[cell.task][cell.role][_point(cell.point)] = result
+            pools[cell.task][cell.role][json.dumps(dict(cell.point), sort_keys=True)] = result
         elif cell.role == "report":
             reported[cell.task, cell.contestant][cell.point.get("training_seed", 0)] = result
+            track.points[cell.contestant].add(_point(cell.point))
             track.seconds[cell.contestant] += result.seconds
             track.trainings[cell.contestant] += len(cell.seeds)
     contestants = dict.fromkeys(contestant for _, contestant in reported)
@@ -474,6 +477,7 @@ def _budgets(track: _Track, training_costs: Mapping[str, str]) -> Iterator[Budge
             track=track.name,
             contestant=contestant,
             points=max(map(len, tuned)),
+            chosen=next(iter(track.points[contestant])) if len(track.points[contestant]) == 1 else "another one for each task" if any(tuned) else "",
             tuning_trainings=sum(len(result.scores) for cells in tuned for _, result in cells),
             tuning_seconds=sum(result.seconds for cells in tuned for _, result in cells),
             reporting_trainings=track.trainings[contestant],

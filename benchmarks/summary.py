@@ -160,6 +160,7 @@ class Budget:
         track: The optimizer's name.
         contestant: Its name.
         points: Points tried per task, at most.
+        chosen: The point that is reported, in words.
         tuning_trainings: On all tasks together.
         tuning_seconds: Of one core.
         reporting_trainings: On all tasks together.
@@ -171,6 +172,7 @@ class Budget:
     track: str
     contestant: str
     points: int
+    chosen: str
     tuning_trainings: int
     tuning_seconds: float
     reporting_trainings: int

@@ -6,10 +6,11 @@ import html
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO, StringIO
-from itertools import groupby
+from itertools import groupby, product
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotati
 
 from benchmarks.report.words import number, percent, short_runs, track_name
 from benchmarks.statistics import Interval
-from benchmarks.summary import DEFAULT, POLYAK, POOL, RIVAL, SHARED, Comparison, Curve, Equivalents, Summary
+from benchmarks.summary import DEFAULT, POLYAK, POOL, RIVAL, SHARED, Comparison, Curve, Equivalents, Profile, SearchCurve, Summary
 
 COLOURS = {
     "series-0": "#d55e00", "series-1": "#0072b2", "series-2": "#009e73", "series-3": "#a65c8a", "series-4": "#8a6a00", "series-5": "#5f6b7a",
@@ -44,7 +45,8 @@ WIDTH = 4.6
 ROW = 0.2
 """Inches that a row of a list takes."""
 
-RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10, 30, 100, 300, 1000)
+RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10, 30, 100, 300, 1000)
+COUNTS = (1, 3, 10, 30, 100, 300, 1000)
 FURTHEST = 10.0
 """Ratio of losses at which axes end; what lies beyond is drawn at the edge, with its number beside it."""
 
@@ -127,9 +129,10 @@ def _figure(height: float) -> tuple[Drawing, Axes]:
     return drawing, drawing.subplots()
 
 
-def _forest(rows: Sequence[_Row], label: str, reference: float, title: str, ratios: bool) -> Drawing:
+def _forest(rows: Sequence[_Row], label: str, title: str, ratios: bool) -> Drawing:
     """Intervals below one another, with their numbers at the right; ``ratios`` for changes in %, drawn on a logarithmic axis."""
     drawing, axes = _figure(0.75 + ROW * len(rows))
+    reference = 1.0  # the rival's S, and the ratio of equal losses
     axes.axvline(reference, color=COLOURS["muted"], linewidth=1)
     bounds = [value for row in rows for value in (row.interval.low, row.interval.high, row.interval.estimate) if math.isfinite(value)]
     lowest, highest = min([*bounds, reference]), max([*bounds, reference])
@@ -163,15 +166,21 @@ def _title(drawing: Drawing, title: str) -> None:
     drawing.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
 
 
-def _ratio_ticks(axis: Axis, low: float, high: float) -> None:
+def _ratio_ticks(axis: Axis, low: float, high: float, most: int = 6) -> None:
+    """At most so many round changes, evenly spread as far as can be; 0 is one of them."""
     inside = [ratio for ratio in RATIOS if low <= ratio <= high]
-    for chosen in (inside, [ratio for ratio in inside if ratio in (0.01, 0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10, 100)],
-                   [ratio for ratio in inside if ratio in (0.01, 0.1, 0.3, 1, 3, 10, 100)]):  # fmt: skip
-        if len(chosen) <= 5:
-            break
-    axis.set_major_locator(FixedLocator(chosen))
-    axis.set_major_formatter(FuncFormatter(lambda ratio, _: "0" if ratio == 1 else percent(100 * ratio - 100).replace(".0 %", " %")))
+    gap = math.log(high / low) / most
+    chosen = [1.0]
+    for ratio in sorted(inside, key=lambda ratio: abs(math.log(ratio))):
+        if all(abs(math.log(ratio / other)) >= gap for other in chosen):
+            chosen.append(ratio)
+    axis.set_major_locator(FixedLocator(sorted(chosen)))
+    axis.set_major_formatter(FuncFormatter(lambda ratio, _: "0" if ratio == 1 else _short_percent(100 * ratio - 100)))
     axis.set_minor_locator(NullLocator())
+
+
+def _short_percent(value: float) -> str:
+    return percent(round(value, 1)).replace(".0", "")
 
 
 def _ratio(interval: Interval) -> Interval:
@@ -198,41 +207,46 @@ def _against_rival(summary: Summary) -> Iterator[Figure]:
         if comparisons:
             rows = _comparison_rows(comparisons, lambda row: row.first, summary)
             caption = f"Final training loss against the schedule {RIVAL}, {track_name(track)}; 95 % intervals, on {comparisons[0].basis}."
-            yield Figure(f"ratios-{_slug(track)}", "scores", caption,
-                         lambda rows=rows, track=track: _forest(rows, f"loss against {RIVAL}; left is better", 1.0, track_name(track), True))  # fmt: skip
+            draw = partial(_forest, rows, "left is better", f"Loss against {RIVAL}, {track_name(track)}", True)
+            yield Figure(f"ratios-{_slug(track)}", "scores", caption, draw)
 
 
 def _scores(summary: Summary) -> Iterator[Figure]:
     for track in summary.tracks:
-        standings = [row for row in summary.standings if row.track == track and row.interquartile_mean and row.kind != "control"]
-        if standings:
-            rows = [
-                _Row(row.contestant, row.interquartile_mean, number(row.interquartile_mean.estimate, 2),
-                     COLOURS["series-0" if row.kind == "entered" else "series-5"], row.kind == "entered")
-                for row in standings if row.interquartile_mean
-            ]  # fmt: skip
-            caption = f"Interquartile mean of the normalised score, {track_name(track)}; 95 % intervals, on {standings[0].basis}."
-            yield Figure(f"scores-{_slug(track)}", "scores", caption,
-                         lambda rows=rows, track=track: _forest(rows, f"0: {DEFAULT}, 1: {RIVAL}; right is better", 1.0, track_name(track), False))  # fmt: skip
+        standings = [row for row in summary.standings if row.track == track and row.kind != "control"]
+        rows = [
+            _Row(row.contestant, row.interquartile_mean, number(row.interquartile_mean.estimate, 2), *_emphasis(row.kind == "entered"))
+            for row in standings
+            if row.interquartile_mean is not None
+        ]
+        if rows:
+            caption = f"Interquartile mean of the normalised score S, {track_name(track)}; 95 % intervals, on {standings[0].basis}."
+            draw = partial(_forest, rows, f"0: {DEFAULT}, 1: {RIVAL}; right is better", f"Score S, {track_name(track)}", False)
+            yield Figure(f"scores-{_slug(track)}", "scores", caption, draw)
 
 
 def _controls(summary: Summary) -> Iterator[Figure]:
     for (track, controller), group in groupby(summary.controls, lambda row: (row.track, row.first)):
-        rows = [
-            replace(row, label=row.label.removeprefix(f"{controller}: ")) for row in _comparison_rows(list(group), lambda row: row.second, summary)
-        ]
-        rows = [replace(row, strong=False) for row in rows]
-        yield Figure(f"controls-{_slug(track)}-{_slug(controller)}", "controls", f"Loss of {controller} against its controls, {track_name(track)}; 95 % intervals.",
-                     lambda rows=rows, track=track, controller=controller: _forest(rows, f"loss of {controller} against …; left of 0: the state matters", 1.0, f"{controller}, {track_name(track)}", True))  # fmt: skip
+        rows = [replace(row, strong=False) for row in _comparison_rows(list(group), partial(_control_name, controller), summary)]
+        caption = f"Loss of {controller} against its controls, {track_name(track)}; 95 % intervals. Left of 0 it is better."
+        draw = partial(_forest, rows, "left is better: then the state matters", f"Loss of {controller} against …, {track_name(track)}", True)
+        yield Figure(f"controls-{_slug(track)}-{_slug(controller)}", "controls", caption, draw)
+
+
+def _control_name(controller: str, row: Comparison) -> str:
+    return row.second.removeprefix(f"{controller}: ")
+
+
+def _emphasis(strong: bool) -> tuple[str, bool]:
+    return COLOURS["series-0" if strong else "series-5"], strong
 
 
 def _equivalents(summary: Summary) -> Iterator[Figure]:
-    key = lambda row: (row.track, row.contestant)  # noqa: E731
-    for (track, controller), group in groupby(sorted((row for row in summary.equivalents if row.contestant in summary.controllers),
-                                                     key=lambda row: (summary.tracks.index(row.track), summary.controllers.index(row.contestant))), key):  # fmt: skip
-        rows = list(group)
-        caption = f"Runs of a random search that match {controller} on each task, {track_name(track)}; the band is the median over tasks with its 95 % interval."
-        yield Figure(f"equivalents-{_slug(track)}-{_slug(controller)}", "equivalents", caption, lambda rows=rows: _draw_equivalents(rows))
+    for track, controller in product(summary.tracks, summary.controllers):
+        rows = [row for row in summary.equivalents if (row.track, row.contestant) == (track, controller)]
+        if rows:
+            caption = f"Runs of a random search that match {controller} on each task, {track_name(track)}; the line is the median over tasks, the band its 95 % interval."
+            yield Figure(f"equivalents-{_slug(track)}-{_slug(controller)}", "equivalents", caption, partial(_draw_equivalents, rows))
 
 
 def _draw_equivalents(rows: Sequence[Equivalents]) -> Drawing:
@@ -254,7 +268,7 @@ def _draw_equivalents(rows: Sequence[Equivalents]) -> Drawing:
         axes.plot([place(row.runs.low), place(row.runs.high)], [i, i], color=COLOURS["series-1"], linewidth=1.6, alpha=0.55, solid_capstyle="round")
         axes.plot([place(row.runs.estimate)], [i], "o", color=COLOURS["series-1"], markersize=4)
         axes.annotate(short_runs(row.runs.estimate), (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8.5)
-    ticks = [count for count in (1, 3, 10, 30, 100, 300, 1000) if count <= pool]
+    ticks = [count for count in COUNTS if count <= pool]
     axes.xaxis.set_major_locator(FixedLocator([low, *ticks, high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "<1" if value == low else "all" if value == high else f"{value:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -269,65 +283,60 @@ def _draw_equivalents(rows: Sequence[Equivalents]) -> Drawing:
 
 def _searches(summary: Summary) -> Iterator[Figure]:
     for search in summary.searches:
-        lines = [
-            (row.first, 1 + row.ratio.estimate / 100, COLOURS[("series-0", "series-4", "series-3")[min(summary.controllers.index(row.first), 2)]])
-            for row in summary.comparisons
-            if row.track == search.track and row.second == RIVAL
-        ]
+        caption = f"What more runs of a {POOL} on each task buy, {track_name(search.track)}; level lines: controllers, which were not tuned at all."
+        yield Figure(f"search-{_slug(search.track)}", "equivalents", caption, partial(_draw_search, search, summary))
 
-        def draw(search: object = search, lines: list[tuple[str, float, str]] = lines) -> Drawing:
-            drawing, axes = _figure(2.7)
-            counts, ratios = np.array(search.counts), 1 + np.array(search.ratios) / 100  # type: ignore[attr-defined]
-            axes.plot(counts, ratios, color=COLOURS["series-1"], linewidth=2)
-            axes.annotate("random search, best of n", (counts[len(counts) // 3], ratios[len(counts) // 3]), (6, 6), textcoords="offset points",
-                          fontsize=8.5, color=COLOURS["series-1"])  # fmt: skip
-            axes.axhline(1, color=COLOURS["muted"], linewidth=1)
-            ends = [("R", 1.0, COLOURS["muted"]), *lines]
-            for _, ratio, colour in lines:
-                axes.axhline(ratio, color=colour, linewidth=2)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            values = [*ratios, *(line[1] for line in lines), 1.0]
-            margin = max((max(values) / min(values)) ** 0.08, 1.02)
-            axes.set_ylim(min(values) / margin, max(values) * margin)
-            _ratio_ticks(axes.yaxis, *axes.get_ylim())
-            axes.set_xlim(counts[0], counts[-1])
-            axes.xaxis.set_major_locator(FixedLocator([count for count in (1, 3, 10, 30, 100, 300, 1000) if counts[0] <= count <= counts[-1]]))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xlabel("runs of the random search, on each task")
-            axes.set_ylabel(f"loss against {RIVAL} (R)")
-            _end_labels(axes, ends)
-            _title(drawing, track_name(search.track))  # type: ignore[attr-defined]
-            return drawing
 
-        caption = f"What more tuning runs buy, {POOL} on each task, {track_name(search.track)}; level lines: controllers that were not tuned at all."
-        yield Figure(f"search-{_slug(search.track)}", "equivalents", caption, draw)
+def _draw_search(search: SearchCurve, summary: Summary) -> Drawing:
+    drawing, axes = _figure(2.7)
+    counts, ratios, colour = np.array(search.counts), 1 + np.array(search.ratios) / 100, COLOURS["series-1"]
+    controllers = [row for row in summary.comparisons if row.track == search.track and row.second == RIVAL]
+    ends = [("R", 1.0, COLOURS["muted"])]
+    for row in controllers:
+        ends.append((row.first, 1 + row.ratio.estimate / 100, COLOURS["series-0" if row.first == summary.controllers[0] else "series-4"]))
+    for _, ratio, line in ends:
+        axes.axhline(ratio, color=line, linewidth=1 if ratio == 1 else 2)
+    axes.plot(counts, ratios, color=colour, linewidth=2)
+    axes.annotate("random search, best of n", (counts[1], ratios[1]), (8, 2), textcoords="offset points", fontsize=8.5, color=colour)
+    values = [*ratios, *(ratio for _, ratio, _ in ends)]
+    margin = max((max(values) / min(values)) ** 0.08, 1.02)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(min(values) / margin, max(values) * margin)
+    axes.set_xlim(counts[0], counts[-1])
+    _ratio_ticks(axes.yaxis, *axes.get_ylim())
+    axes.xaxis.set_major_locator(FixedLocator([count for count in COUNTS if counts[0] <= count <= counts[-1]]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("runs of the random search, on each task")
+    _end_labels(axes, ends)
+    _title(drawing, f"Loss against {RIVAL} (R), {track_name(search.track)}")
+    return drawing
 
 
 def _profiles(summary: Summary) -> Iterator[Figure]:
     for track in summary.tracks:
         colours = contestants_drawn(summary, track)
         profiles = [row for row in summary.profiles if row.track == track and row.contestant in colours]
-        if not profiles:
-            continue
+        if profiles:
+            caption = f"Performance profiles, {track_name(track)}; bands are 95 % intervals over trainings on these tasks."
+            yield Figure(f"profiles-{_slug(track)}", "profiles", caption, partial(_draw_profiles, profiles, colours, summary.controllers))
 
-        def draw(profiles: object = profiles, colours: dict[str, str] = colours, track: str = track) -> Drawing:
-            drawing, axes = _figure(3.0)
-            for row in profiles:  # type: ignore[attr-defined]
-                width = 2.2 if row.contestant in summary.controllers else 1.5
-                axes.plot(row.thresholds, row.fractions, color=colours[row.contestant], linewidth=width, label=row.contestant)
-                axes.fill_between(row.thresholds, row.low, row.high, color=colours[row.contestant], alpha=0.15, linewidth=0)
-            axes.set_ylim(0, 1.01)
-            axes.set_xlim(min(row.thresholds[0] for row in profiles), max(row.thresholds[-1] for row in profiles))  # type: ignore[attr-defined]
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-            axes.set_xlabel(f"normalised score S; 0: {DEFAULT}, 1: {RIVAL}")
-            axes.set_ylabel("trainings with more than S")
-            drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, handlelength=1.4, columnspacing=1.2)
-            _title(drawing, track_name(track))
-            return drawing
 
-        yield Figure(f"profiles-{_slug(track)}", "profiles", f"Performance profiles, {track_name(track)}; bands are 95 % intervals.", draw)
+def _draw_profiles(profiles: Sequence[Profile], colours: Mapping[str, str], controllers: Sequence[str]) -> Drawing:
+    drawing, axes = _figure(3.0)
+    for row in sorted(profiles, key=lambda row: list(colours).index(row.contestant)):
+        colour, is_ours = colours[row.contestant], row.contestant in controllers
+        axes.plot(row.thresholds, row.fractions, color=colour, linewidth=2.2 if is_ours else 1.5, label=row.contestant, zorder=3 if is_ours else 2)
+        axes.fill_between(row.thresholds, row.low, row.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_xlim(profiles[0].thresholds[0], profiles[0].thresholds[-1])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.tick_params(axis="y", labelcolor=COLOURS["muted"])
+    axes.set_xlabel(f"S; 0: {DEFAULT}, 1: {RIVAL}")
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, handlelength=1.4, columnspacing=1.2)
+    _title(drawing, f"Trainings that score more than S, {track_name(profiles[0].track)}")
+    return drawing
 
 
 def _curves(summary: Summary) -> Iterator[Figure]:
@@ -338,8 +347,7 @@ def _curves(summary: Summary) -> Iterator[Figure]:
             caption = (
                 f"Minibatch loss and rate on {task}, {track_name(track)}: medians over trainings, with bands from the 25th to the 75th percentile."
             )
-            yield Figure(f"curves-{_slug(track)}-{_slug(task)}", "curves", caption,
-                         lambda curves=curves, colours=colours: _draw_curves(curves, colours, summary.controllers))  # fmt: skip
+            yield Figure(f"curves-{_slug(track)}-{_slug(task)}", "curves", caption, partial(_draw_curves, curves, colours, summary.controllers))
 
 
 def _draw_curves(curves: Sequence[Curve], colours: dict[str, str], controllers: Sequence[str]) -> Drawing:

@@ -18,7 +18,7 @@ from benchmarks.summary import RIVAL, Problem, Summary
 
 LATEX_ESCAPES = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "²": r"$^2$",
+    "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "²": r"$^2$", "\N{NARROW NO-BREAK SPACE}": r"\,",
 })  # fmt: skip
 
 
@@ -222,12 +222,12 @@ def optimizers(summary: Summary) -> Table:
 def budgets(summary: Summary) -> Table:
     """What tuning and training cost."""
     columns = (
-        Column("Optimizer"), Column("Contestant"), Column("Points tried per task", str), Column("Tuning trainings", "{:,}".format),
+        Column("Optimizer"), Column("Contestant"), Column("Points tried per task", str), Column("Chosen"), Column("Tuning trainings", "{:,}".format),
         Column("Tuning time", seconds), Column("Reported trainings", "{:,}".format), Column("Reporting time", seconds), Column("Training of the controller"),
     )  # fmt: skip
     rows = [
         (
-            track_name(row.track), row.contestant, row.points, row.tuning_trainings, row.tuning_seconds, row.reporting_trainings, row.reporting_seconds,
+            track_name(row.track), row.contestant, row.points, row.chosen or "–", row.tuning_trainings, row.tuning_seconds, row.reporting_trainings, row.reporting_seconds,
             row.training_cost or (f"{row.training_runs} runs, cost not stated" if row.training_runs else "–"),
         )
         for row in summary.budgets

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from benchmarks.statistics import Interval
 from benchmarks.summary import RIVAL, Comparison, Summary
 
 TRACKS = {"sgd": "SGD", "momentum": "SGD + momentum", "adam": "Adam", "adamw": "AdamW"}
 """Names of optimizers as people write them."""
+NARROW = "\N{NARROW NO-BREAK SPACE}"
 
 
 def track_name(track: str) -> str:
@@ -36,7 +37,7 @@ def percent(value: float) -> str:
     """A change in %; from ten times on, a factor."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "×∞"
-    return f"×{1 + value / 100:,.0f}" if value >= 900 else f"{value:+.{1 if abs(value) < 99.95 else 0}f} %".replace("-", "−")
+    return f"×{1 + value / 100:,.0f}" if value >= 900 else f"{value:+.{1 if abs(value) < 99.95 else 0}f}{NARROW}%".replace("-", "−")
 
 
 def runs(value: float) -> str:
@@ -49,10 +50,14 @@ def short_runs(value: float) -> str:
     return ">all" if math.isinf(value) else "<1" if value < 1 else runs(value)
 
 
-def interval(value: Interval | None, form: object = percent) -> str:
-    """An estimate with its bounds in brackets."""
-    assert callable(form)
-    return "–" if value is None else f"{form(value.estimate)} [{form(value.low)}, {form(value.high)}]"
+def interval(value: Interval | None, form: Callable[[float], str] = percent) -> str:
+    """An estimate with its bounds in brackets, these without their unit."""
+    return "–" if value is None else f"{form(value.estimate)} {_bounds(value, form)}"
+
+
+def _bounds(value: Interval, form: Callable[[float], str]) -> str:
+    low, high = (form(bound).removesuffix("%").removesuffix(NARROW) for bound in (value.low, value.high))
+    return f"[{low}, {high}]"
 
 
 def seconds(value: float) -> str:
@@ -66,56 +71,74 @@ def probability(value: float | None) -> str:
 
 
 def headline(summary: Summary) -> str:
-    """The answer in a sentence or two."""
+    """The answer in a sentence."""
     if not summary.controllers:
-        return "No controller was entered, so this page compares what people do by hand."
-    controller = summary.controllers[0]
-    against_rival = {row.track: row for row in summary.comparisons if row.first == controller and row.second == RIVAL}
-    if not against_rival:
-        return f"Not known yet: {controller} and the schedule {RIVAL} have not both finished a task."
-    sentences = [_verdict(against_rival[track], track == next(iter(against_rival))) for track in summary.tracks if track in against_rival]
-    return " ".join(sentences)
+        return "No controller was entered: this page compares what people do by hand"
+    rows = _primary(summary)
+    if not rows:
+        return f"Not known yet: {summary.controllers[0]} and the best schedule tuned per task have not both finished a task"
+    by_verdict = {
+        verdict: [track_name(row.track) for row in rows if row.verdict == verdict] for verdict in dict.fromkeys(row.verdict for row in rows)
+    }
+    clauses = [
+        f"{VERBS[verdict]} {'it' if i else 'the best schedule tuned per task'} with {' and '.join(tracks)}"
+        for i, (verdict, tracks) in enumerate(by_verdict.items())
+    ]
+    return f"{rows[0].first} {', but '.join(clauses)}"
+
+
+def numbers(summary: Summary) -> Iterator[str]:
+    """The numbers behind the answer, per track."""
+    for row in _primary(summary):
+        so_far = "" if row.tasks == row.expected else f"; unfinished, {row.expected - row.tasks} tasks are missing"
+        yield (
+            f"{track_name(row.track)}: its final training loss is {_change(row.ratio)}, as a geometric mean over {_tasks(row.tasks)}, of which it wins {row.wins}{so_far}."
+        )
 
 
 def findings(summary: Summary) -> Iterator[str]:
-    """What follows the answer: the cost of tuning that is saved, whether the state matters, falsifiers."""
+    """What follows the answer: the tuning that is saved, whether the state matters, falsifiers."""
     for controller in summary.controllers:
         for row in summary.equivalents:
             if row.contestant == controller and row.task is None:
-                yield (
-                    f"Tuning that {controller} saves with {track_name(row.track)}: a random search needs {_run_words(row)} to match it on the median task"
-                    f" ({len([other for other in summary.equivalents if (other.track, other.contestant) == (row.track, controller)]) - 1} tasks)."
+                search = (
+                    f"even the whole search of {row.pool} runs is worse"
+                    if math.isinf(row.runs.estimate)
+                    else f"a random search needs {_run_words(row.runs)}"
                 )
+                yield f"To match {controller} on the median task with {track_name(row.track)}, {search} [{short_runs(row.runs.low)} to {short_runs(row.runs.high)}]."
         for control in summary.controls:
             if control.first == controller and control.second.endswith("same-instance replay"):
-                matters = control.verdict == "beats"
+                matters = "matters" if control.verdict == "beats" else "does not matter, as far as this run can tell"
                 yield (
-                    f"With {track_name(control.track)}, what {controller} observes {'matters' if matters else 'does not matter, as far as can be told'}: "
-                    f"its loss is {_change(control.ratio)} against a replay of its own average rates."
+                    f"What {controller} observes {matters} with {track_name(control.track)}: its loss is {_change(control.ratio)} "
+                    "than that of a replay of its own average rates."
                 )
-        fired = [row for row in summary.falsifiers if row.contestant == controller and row.outcome == "fired"]
-        tested = [row for row in summary.falsifiers if row.contestant == controller and row.outcome != "not tested"]
-        yield (
-            f"Of {len(tested)} falsifiers of {controller} that could be tested, {len(fired)} fired."
-            if tested
-            else f"No falsifier of {controller} could be tested."
-        )
-    rates = [row for row in summary.optimizers[:1]]
-    yield from (f"Over all optimizers, the lowest loss on shared tasks is that of {row.contestant} with {track_name(row.track)}." for row in rates)
+        ours = [row for row in summary.falsifiers if row.contestant == controller]
+        fired = [row for row in ours if row.outcome == "fired"]
+        untested = sum(row.outcome == "not tested" for row in ours)
+        if ours:
+            yield f"Of {len(ours)} falsifiers of {controller}, {len(fired)} fired and {untested} could not be tested."
+    if summary.optimizers:
+        best = summary.optimizers[0]
+        yield f"Across optimizers, the lowest mean loss is that of {best.contestant} with {track_name(best.track)}."
 
 
-def _verdict(row: Comparison, first: bool) -> str:
-    verb = {"beats": "beats", "ties": "ties with", "loses": "loses to"}[row.verdict]
-    name = f"With {track_name(row.track)}, {row.first} {verb}" if first else f"With {track_name(row.track)} it {verb}"
-    opponent = " the best schedule tuned for each task" if first else " it" if row.verdict != "ties" else " it"
-    return f"{name}{opponent}: its final loss is {_change(row.ratio)} over {row.tasks} tasks."
+VERBS = {"beats": "beats", "ties": "ties with", "loses": "loses to"}
+
+
+def _primary(summary: Summary) -> list[Comparison]:
+    return [row for row in summary.comparisons if row.first in summary.controllers[:1] and row.second == RIVAL]
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
 
 
 def _change(ratio: Interval) -> str:
     words = f"{percent(abs(ratio.estimate)).lstrip('+')} {'lower' if ratio.estimate < 0 else 'higher'}"
-    return f"{words} (95 % interval {percent(ratio.low)} to {percent(ratio.high)})"
+    return f"{words} {_bounds(ratio, percent)}"
 
 
-def _run_words(row: object) -> str:
-    value: Interval = row.runs  # type: ignore[attr-defined]
-    return f"{runs(value.estimate)} {'runs' if value.estimate >= 1 else 'run'} [{short_runs(value.low)}, {short_runs(value.high)}]"
+def _run_words(value: Interval) -> str:
+    return f"{runs(value.estimate)} {'run' if value.estimate < 1 or value.estimate == 1 else 'runs'}"
