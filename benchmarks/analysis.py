@@ -374,7 +374,7 @@ def _compare(track: _Track, first: str, second: str, tasks: Sequence[str] | None
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays ``(J, S)`` of tasks as one ``(tasks, J, S)``; where numbers of seeds differ, the first ones of each task, so that tasks weigh the same."""
+    """Arrays ``(J, S)`` of tasks as one ``(tasks, J, S)``; where numbers of seeds differ, each task's first ones: tasks weigh the same."""
     seeds = min(array.shape[1] for array in arrays)
     return np.stack([array[:, :seeds] for array in arrays])
 
@@ -448,7 +448,7 @@ def _improvement(track: _Track, contestant: str, tasks: Sequence[str]) -> Interv
 
 
 def _adjusted(comparisons: list[Comparison], standings: list[Standing]) -> tuple[list[Comparison], list[Standing]]:
-    """Holm's correction over all comparisons but the primary one, the first: of entered controllers with all opponents, of all others with the rival."""
+    """Holm's correction over all but the primary comparison, the first: entered controllers with each opponent, others with the rival."""
     family = {(row.track, row.first, row.second): row.p_value for row in comparisons[1:]}
     primary = {(row.track, row.first, row.second): row.p_value for row in comparisons[:1]}
     for standing in standings:
@@ -530,7 +530,7 @@ def _optimizers(tracks: Sequence[_Track]) -> list[OptimizerRow]:
     rows = []
     for track in tracks:
         for contestant, kind in track.kinds.items():
-            if kind == "control" or not shared or set(shared) - set(track.finished(contestant)):
+            if kind == "control" or contestant == HINDSIGHT or not shared or set(shared) - set(track.finished(contestant)):
                 continue
             runs = [track.runs[task][contestant] for task in shared]
             tests = [float(np.log10(run.stacked("test_losses")[~run.diverged]).mean()) if not run.diverged.all() else np.nan for run in runs]
@@ -591,11 +591,8 @@ def _falsifiers(track: _Track, controller: str, references: Mapping[tuple[str, s
         row = _compare(track, controller, opponent, tasks)
         if row is None:
             return None, f"{opponent} and {controller} have not both finished such a task."
-        low, high = row.ratio.low, row.ratio.high
-        return (
-            row.verdict != "beats",
-            f"Loss {row.ratio.estimate:+.1f} % [{low:+.1f}, {high:+.1f}] against {opponent}, over {row.tasks} of {row.expected} tasks.",
-        )
+        ratio = f"{row.ratio.estimate:+.1f} % [{row.ratio.low:+.1f}, {row.ratio.high:+.1f}]".replace("-", "−")
+        return row.verdict != "beats", f"Loss {ratio} against {opponent}, over {row.tasks} of {row.expected} tasks."
 
     yield falsifier("A replay of its own average rates equals it", *equals(f"{controller}: same-instance replay"))
     for name in RATE_FREE:

@@ -204,7 +204,7 @@ class Equivalents:
 
 @dataclass(frozen=True)
 class SearchCurve:
-    """Loss of the best of n runs of a random search relative to the rival's, in %, geometric mean over tasks; ``counts`` and ``ratios`` are ``(n,)``."""
+    """Loss of the best of so many runs of a random search relative to the rival's, in %, geometric mean over tasks; all ``(n,)``."""
 
     track: str
     counts: tuple[int, ...]
@@ -259,7 +259,7 @@ class OptimizerRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """Quartiles over trainings of the smoothed minibatch loss and of the rate, at a hundred or so steps; all ``(n,)``, not a number after divergences."""
+    """Quartiles over trainings of smoothed minibatch losses and of rates, at some steps; all ``(n,)``, not a number where all have diverged."""
 
     track: str
     task: str

@@ -245,7 +245,9 @@ def _equivalents(summary: Summary) -> Iterator[Figure]:
     for track, controller in product(summary.tracks, summary.controllers):
         rows = [row for row in summary.equivalents if (row.track, row.contestant) == (track, controller)]
         if rows:
-            caption = f"Runs of a random search that match {controller} on each task, {track_name(track)}; the line is the median over tasks, the band its 95 % interval."
+            caption = (
+                f"Runs of a random search that match {controller} on each task, {track_name(track)}; line and band: median over tasks, 95 % interval."
+            )
             yield Figure(f"equivalents-{_slug(track)}-{_slug(controller)}", "equivalents", caption, partial(_draw_equivalents, rows))
 
 
@@ -260,7 +262,8 @@ def _draw_equivalents(rows: Sequence[Equivalents]) -> Drawing:
 
     axes.set_xscale("log")
     for median in (row.runs for row in rows if row.task is None):
-        axes.axvspan(place(median.low), place(median.high), color=COLOURS["series-0"], alpha=0.15, linewidth=0)
+        if median.low > 0 or math.isfinite(median.high):  # else there are too few tasks for an interval
+            axes.axvspan(place(median.low), place(median.high), color=COLOURS["series-0"], alpha=0.15, linewidth=0)
         axes.axvline(place(median.estimate), color=COLOURS["series-0"], linewidth=1.4)
         axes.annotate(f"median {short_runs(median.estimate)}", (place(median.estimate), 1), (0, 3), ("data", "axes fraction"), "offset points",
                       ha="center", va="bottom", fontsize=8.5, fontweight="bold", color=COLOURS["series-0"])  # fmt: skip
@@ -292,8 +295,9 @@ def _draw_search(search: SearchCurve, summary: Summary) -> Drawing:
     counts, ratios, colour = np.array(search.counts), 1 + np.array(search.ratios) / 100, COLOURS["series-1"]
     controllers = [row for row in summary.comparisons if row.track == search.track and row.second == RIVAL]
     ends = [("R", 1.0, COLOURS["muted"])]
-    for row in controllers:
-        ends.append((row.first, 1 + row.ratio.estimate / 100, COLOURS["series-0" if row.first == summary.controllers[0] else "series-4"]))
+    ends += [
+        (row.first, 1 + row.ratio.estimate / 100, COLOURS["series-0" if row.first == summary.controllers[0] else "series-4"]) for row in controllers
+    ]
     for _, ratio, line in ends:
         axes.axhline(ratio, color=line, linewidth=1 if ratio == 1 else 2)
     axes.plot(counts, ratios, color=colour, linewidth=2)

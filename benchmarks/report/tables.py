@@ -18,7 +18,8 @@ from benchmarks.summary import RIVAL, Problem, Summary
 
 LATEX_ESCAPES = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "²": r"$^2$", "\N{NARROW NO-BREAK SPACE}": r"\,",
+    "^": r"\textasciicircum{}", "−": "$-$", "×": r"$\times$", "∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "²": r"$^2$",
+    "\N{NARROW NO-BREAK SPACE}": r"\,",
 })  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def answer(summary: Summary) -> Table:
         (row.first, row.second, track_name(row.track), row.verdict, row.ratio, f"{row.wins} / {row.tasks}", row.p_value, row.adjusted, row.basis)
         for row in summary.comparisons
     ]
-    note = "Loss against it: the final training loss, relative to the opponent's, as a geometric mean over tasks, paired, with a 95 % interval. Below 0 is better."
+    note = "Final training loss relative to the opponent's: geometric mean over tasks, paired, with a 95 % interval. Below 0 is better."
     return _table("answer", "Does it beat what people do by hand?", columns, rows, summary, note)
 
 
@@ -138,7 +139,7 @@ def leaderboard(summary: Summary, track: str) -> Table:
     columns = (
         Column("Contestant"),
         Column("IQM of S", _scores),
-        Column("Mean S", _scores, key=False),
+        Column("Mean S", _estimate, key=False),
         Column("Worst task", _two_digits),
         Column("On", key=False),
         Column(f"Loss against {RIVAL}", _percents),
@@ -165,8 +166,8 @@ def leaderboard(summary: Summary, track: str) -> Table:
     ]
     scored, basis = max((row.scored for row in standings), default=0), standings[0].basis if standings else "these tasks"
     note = (
-        f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}, over {scored} tasks where the two differ enough; clipped to [−1, 3]. 95 % intervals, on {basis}. "
-        "A contestant with missing cells has no aggregate."
+        f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}; clipped to [−1, 3]; over {scored} tasks where the two differ enough. "
+        f"95 % intervals, on {basis}; P(better): chance to end lower than the rival. Contestants with missing cells have no aggregates."
     )
     return _table(f"leaderboard-{track}", f"Leaderboard, {track_name(track)}", columns, rows, summary, note)
 
@@ -183,16 +184,21 @@ def equivalents(summary: Summary) -> Table:
     )
     ordered = sorted(summary.equivalents, key=lambda row: row.task is not None)
     rows = [(track_name(row.track), row.contestant, row.task or "median", row.runs, row.pool, row.basis) for row in ordered]
-    note = "How many runs of a random search over schedules and rates, tuned on this very task, match the contestant. “more than all”: even the whole pool is worse."
+    note = "Runs of a random search over schedules and rates, on this very task, that match the contestant. “more than all”: the whole pool is worse."
     return _table("equivalents", "Tuning equivalents", columns, rows, summary, note, contestant=1)
 
 
 def controls(summary: Summary) -> Table:
     """Entered controllers against their controls."""
     columns = (
-        Column("Optimizer"), Column("Controller"), Column("Control"), Column("Loss against it", _percents), Column("Verdict"), Column("p", probability),
+        Column("Optimizer"),
+        Column("Controller"),
+        Column("Control"),
+        Column("Loss against it", _percents),
+        Column("Verdict"),
+        Column("p", probability),
         Column("Interval on", key=False),
-    )  # fmt: skip
+    )
     rows = [
         (track_name(row.track), row.first, row.second.removeprefix(f"{row.first}: "), row.ratio, row.verdict, row.p_value, row.basis)
         for row in summary.controls
@@ -211,9 +217,14 @@ def falsifiers(summary: Summary) -> Table:
 def optimizers(summary: Summary) -> Table:
     """All tracks on shared tasks."""
     columns = (
-        Column("Optimizer"), Column("Contestant"), Column("Loss against the best", _percent), Column("log10 loss", number), Column("Test loss", plain),
-        Column("Diverged", share), Column("Tasks", str),
-    )  # fmt: skip
+        Column("Optimizer"),
+        Column("Contestant"),
+        Column("Loss against the best", _percent),
+        Column("log10 loss", number),
+        Column("Test loss", plain),
+        Column("Diverged", share),
+        Column("Tasks", str),
+    )
     rows = [(track_name(row.track), row.contestant, row.ratio, row.score, row.test_loss, row.diverged, row.tasks) for row in summary.optimizers]
     note = "All optimizers on the tasks that they share: a better optimizer may be worth more than a better rate."
     return _table("optimizers", "Across optimizers", columns, rows, summary, note, contestant=1)
@@ -222,33 +233,65 @@ def optimizers(summary: Summary) -> Table:
 def budgets(summary: Summary) -> Table:
     """What tuning and training cost."""
     columns = (
-        Column("Optimizer"), Column("Contestant"), Column("Points tried per task", str), Column("Chosen"), Column("Tuning trainings", "{:,}".format),
-        Column("Tuning time", seconds), Column("Reported trainings", "{:,}".format), Column("Reporting time", seconds), Column("Training of the controller"),
-    )  # fmt: skip
+        Column("Optimizer"),
+        Column("Contestant"),
+        Column("Points tried per task", str),
+        Column("Chosen"),
+        Column("Tuning trainings", "{:,}".format),
+        Column("Tuning time", seconds),
+        Column("Reported trainings", "{:,}".format),
+        Column("Reporting time", seconds),
+        Column("Training of the controller"),
+    )
     rows = [
         (
-            track_name(row.track), row.contestant, row.points, row.chosen or "–", row.tuning_trainings, row.tuning_seconds, row.reporting_trainings, row.reporting_seconds,
+            track_name(row.track),
+            row.contestant,
+            row.points,
+            row.chosen or "–",
+            row.tuning_trainings,
+            row.tuning_seconds,
+            row.reporting_trainings,
+            row.reporting_seconds,
             row.training_cost or (f"{row.training_runs} runs, cost not stated" if row.training_runs else "–"),
         )
         for row in summary.budgets
-    ]  # fmt: skip
+    ]
     return _table("budgets", "Tuning budgets", columns, rows, summary, "Times are of one core.", contestant=1)
 
 
 def references(summary: Summary) -> Table:
     """What scores are measured by."""
     columns = (
-        Column("Optimizer"), Column("Task"), Column("Budget"), Column("Trainings", str), Column("D: default rate", number), Column(f"R: {RIVAL}", number),
-        Column("Best in hindsight", number), Column("Scored"), Column("Decay's gain", number), Column("Claims about schedules"),
-    )  # fmt: skip
+        Column("Optimizer"),
+        Column("Task"),
+        Column("Budget"),
+        Column("Trainings", str),
+        Column("D: default rate", number),
+        Column(f"R: {RIVAL}", number),
+        Column("Best in hindsight", number),
+        Column("Scored"),
+        Column("Decay's gain", number),
+        Column("Claims about schedules"),
+    )
     rows = [
         (
-            track_name(row.track), row.task, row.budget, row.trainings, row.default, row.rival, row.hindsight, "yes" if row.scored else "no", row.annealing,
+            track_name(row.track),
+            row.task,
+            row.budget,
+            row.trainings,
+            row.default,
+            row.rival,
+            row.hindsight,
+            "yes" if row.scored else "no",
+            row.annealing,
             "unknown" if row.counts_for_schedules is None else "yes" if row.counts_for_schedules else "no",
         )
         for row in summary.references
-    ]  # fmt: skip
-    note = "log10 of the final training loss. A task is scored where D − R is at least 0.1 and three standard errors; it counts for schedules where a decay gains 0.05."
+    ]
+    note = (
+        "log10 of the final loss. A task is scored where D − R is at least 0.1 and 3 standard errors; it counts for schedules where decay gains 0.05."
+    )
     return _table("tasks", "Tasks", columns, rows, summary, note, contestant=None)
 
 
@@ -257,9 +300,15 @@ def entries(summary: Summary, track: str) -> Table:
     ours = [row for row in summary.entries if row.track == track]
     opponents = list(dict.fromkeys(name for row in ours for name in row.ratios))
     columns = (
-        Column("Task"), Column("Contestant"), Column("log10 loss", number), Column("Diverged", share), Column("Test loss", plain),
-        Column("Test metric", plain), Column("S", _two_digits), *(Column(f"Loss against {name}", _percents) for name in opponents),
-    )  # fmt: skip
+        Column("Task"),
+        Column("Contestant"),
+        Column("log10 loss", number),
+        Column("Diverged", share),
+        Column("Test loss", plain),
+        Column("Test metric", plain),
+        Column("S", _two_digits),
+        *(Column(f"Loss against {name}", _percents) for name in opponents),
+    )
     rows = [
         (
             row.task,
@@ -310,6 +359,10 @@ def _percents(value: Interval) -> str:
 
 def _scores(value: Interval) -> str:
     return interval(value, _two_digits)
+
+
+def _estimate(value: Interval) -> str:
+    return _two_digits(value.estimate)
 
 
 def _shares(value: Interval) -> str:

@@ -81,7 +81,7 @@ def headline(summary: Summary) -> str:
         verdict: [track_name(row.track) for row in rows if row.verdict == verdict] for verdict in dict.fromkeys(row.verdict for row in rows)
     }
     clauses = [
-        f"{VERBS[verdict]} {'it' if i else 'the best schedule tuned per task'} with {' and '.join(tracks)}"
+        f"{VERBS[verdict]} {'it' if i else 'the best schedule tuned per task'} with {' and with '.join(tracks)}"
         for i, (verdict, tracks) in enumerate(by_verdict.items())
     ]
     return f"{rows[0].first} {', but '.join(clauses)}"
@@ -90,10 +90,9 @@ def headline(summary: Summary) -> str:
 def numbers(summary: Summary) -> Iterator[str]:
     """The numbers behind the answer, per track."""
     for row in _primary(summary):
-        so_far = "" if row.tasks == row.expected else f"; unfinished, {row.expected - row.tasks} tasks are missing"
-        yield (
-            f"{track_name(row.track)}: its final training loss is {_change(row.ratio)}, as a geometric mean over {_tasks(row.tasks)}, of which it wins {row.wins}{so_far}."
-        )
+        so_far = "" if row.tasks == row.expected else f" So far: {row.expected - row.tasks} of {_tasks(row.expected)} are missing."
+        over = f"over {_tasks(row.tasks)}, lower on {row.wins} (95 % interval, on {row.basis})"
+        yield f"{track_name(row.track)}: final training loss {_change(row.ratio)}, a geometric mean {over}.{so_far}"
 
 
 def findings(summary: Summary) -> Iterator[str]:
@@ -101,12 +100,11 @@ def findings(summary: Summary) -> Iterator[str]:
     for controller in summary.controllers:
         for row in summary.equivalents:
             if row.contestant == controller and row.task is None:
-                search = (
-                    f"even the whole search of {row.pool} runs is worse"
-                    if math.isinf(row.runs.estimate)
-                    else f"a random search needs {_run_words(row.runs)}"
-                )
-                yield f"To match {controller} on the median task with {track_name(row.track)}, {search} [{short_runs(row.runs.low)} to {short_runs(row.runs.high)}]."
+                needed = f"a random search needs {runs(row.runs.estimate)} run{'' if row.runs.estimate <= 1 else 's'}"
+                search = f"even the whole search of {row.pool} runs is worse" if math.isinf(row.runs.estimate) else needed
+                is_bounded = row.runs.low > 0 or math.isfinite(row.runs.high)
+                bounds = f"[{short_runs(row.runs.low)} to {short_runs(row.runs.high)}]" if is_bounded else "(too few tasks for an interval)"
+                yield f"To match {controller} on the median task with {track_name(row.track)}, {search} {bounds}."
         for control in summary.controls:
             if control.first == controller and control.second.endswith("same-instance replay"):
                 matters = "matters" if control.verdict == "beats" else "does not matter, as far as this run can tell"
@@ -138,7 +136,3 @@ def _tasks(count: int) -> str:
 def _change(ratio: Interval) -> str:
     words = f"{percent(abs(ratio.estimate)).lstrip('+')} {'lower' if ratio.estimate < 0 else 'higher'}"
     return f"{words} {_bounds(ratio, percent)}"
-
-
-def _run_words(value: Interval) -> str:
-    return f"{runs(value.estimate)} {'run' if value.estimate < 1 or value.estimate == 1 else 'runs'}"
