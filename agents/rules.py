@@ -77,6 +77,8 @@ class NormalisedGradient:
 class AttachedRule:
     """What rules share that look at the trainings themselves, beyond an observation: they need to be attached to them before they decide.
 
+    The ``constant`` of those that have one may be set to an array ``(N,)``: one for each training.
+
     Attributes:
         extra_forward_passes: Forward passes on a minibatch, or on as many examples, beyond those of the training itself, of each training
             since it was attached, ``(N,)``.

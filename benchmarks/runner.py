@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lr_env.controllers import BoundController, Controller
-from lr_env.episodes import Execution
+from lr_env.episodes import Episodes, Execution, Outcome
 from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
+from lr_env.seeding import Streams
 from lr_env.tasks import Task, TaskFamily
 from lr_env.training import Evaluation
 
@@ -42,6 +43,17 @@ class Result:
     extra_forward_passes: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class _InstanceStreams(Streams):
+    """A seed's streams, but for the draws of the family, which are another seed's."""
+
+    instance: int = 0
+
+    @property
+    def family(self) -> np.random.SeedSequence:
+        return Streams(self.instance).family
+
+
 class Runner:
     """Trainings of one task under one decision process, run by one controller after another.
 
@@ -53,6 +65,10 @@ class Runner:
         num_examples: Examples of each split that losses and metrics are taken over, the same for all trainings; None for whole splits.
         tests: Whether the test split is evaluated.
         execution: How trainings are computed; None for the defaults.
+        instances: Seeds whose draws of the family the trainings have, one per training, of a task of one variant; None for their own.
+
+    Raises:
+        ValueError: If there are ``instances`` and several variants.
     """
 
     def __init__(
@@ -64,20 +80,23 @@ class Runner:
         num_examples: int | None = None,
         tests: bool = True,
         execution: Execution | None = None,
+        instances: Sequence[int] | None = None,
     ) -> None:
         self.mdp, self.seeds, self.num_examples, self.tests = mdp, list(seeds), num_examples, tests
         self._episodes = make_episodes(task, len(self.seeds), mdp, horizon, execution)
-        self._initial_scores: np.ndarray | None = None  # of weights that all controllers start from
+        self._streams: list[Streams] | None = None
+        if instances is not None:
+            if not isinstance(self._episodes, Episodes):
+                raise ValueError("instances need a task of one variant, but one of several was given: choose a variant.")
+            self._streams = [_InstanceStreams(seed, instance=instance) for seed, instance in zip(self.seeds, instances, strict=True)]
+        self._initial_scores: np.ndarray | None = None
 
     def run(self, controller: Controller) -> Result:
         """Trains all members under this controller, deterministically. What has ended stays as it is."""
         episodes, members = self._episodes, np.arange(len(self.seeds))
-        episodes.restart(members, self.seeds)
-        outcome = episodes.begin(members)
+        outcome = self._begin()
         if (attach := getattr(controller, "attach", None)) is not None:  # see :class:`agents.rules.AttachedRule`
             attach(episodes)
-        if self._initial_scores is None:
-            self._initial_scores = self._scores(episodes.evaluate("train", self.num_examples))
         losses, rates, state = [outcome.losses], [], None
         running, diverged, starts = np.ones(len(members), bool), np.zeros(len(members), bool), np.ones(len(members), bool)
         while running.any():
@@ -90,10 +109,28 @@ class Runner:
             starts = np.zeros(len(members), bool)
         final = episodes.evaluate("train", self.num_examples)
         diverged |= ~np.isfinite(final.losses)
-        scores = np.where(diverged, self._initial_scores + DIVERGENCE_PENALTY, self._scores(final))
         test = episodes.evaluate("test", self.num_examples) if self.tests else Evaluation(np.full(len(members), np.nan), None)
         passes = getattr(controller, "extra_forward_passes", None)
+        scores = self._scores(final)
+        if diverged.any():
+            scores[diverged] = self._initial()[diverged] + DIVERGENCE_PENALTY
         return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates), passes)
+
+    def _begin(self) -> Outcome:
+        """All trainings at their start."""
+        episodes, members = self._episodes, np.arange(len(self.seeds))
+        episodes.restart(members, self.seeds)
+        if self._streams is not None:
+            assert isinstance(episodes, Episodes)
+            episodes.population.restart(members, self._streams)
+        return episodes.begin(members)
+
+    def _initial(self) -> np.ndarray:
+        """Scores of the initial weights, which all controllers start from; takes the trainings back to their start."""
+        if self._initial_scores is None:
+            self._begin()
+            self._initial_scores = self._scores(self._episodes.evaluate("train", self.num_examples))
+        return self._initial_scores
 
     def _scores(self, evaluation: Evaluation) -> np.ndarray:
         with np.errstate(invalid="ignore"):

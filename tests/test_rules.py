@@ -158,6 +158,14 @@ def test_greedy_branching() -> None:
     assert len(np.unique(expected)) > 4
 
 
+@pytest.mark.parametrize("rule", [ArmijoLineSearch, HypergradientDescent])
+def test_each_training_may_have_a_constant_of_its_own(rule: Any) -> None:
+    apart = [drive(rule(constant).bind(), tiny_task(), [seed], 10)[:, 0] for constant, seed in ((0.1, 2), (0.6, 5))]
+    together = rule()
+    together.constant = np.array([0.1, 0.6])
+    np.testing.assert_allclose(drive(together.bind(), tiny_task(), [2, 5], 10), np.array(apart).T, rtol=1e-9)
+
+
 @pytest.mark.parametrize("rule", [ArmijoLineSearch(), GreedyBranching(), HypergradientDescent()])
 def test_the_runner_attaches_rules_and_reports_what_they_cost(rule: Any) -> None:
     bound = rule.bind("momentum")

@@ -96,7 +96,7 @@ class MemberOptimizers:
         """The weights to evaluate in place of ``parameters (N, P)``; the optimizers stay as they are."""
         result = parameters.clone()
         for i, (weights, optimizer) in enumerate(self._members):
-            if hasattr(optimizer, "eval"):
+            if hasattr(optimizer, "eval") and hasattr(optimizer, "train"):
                 self._write(weights, parameters[i])
                 optimizer.eval()
                 result[i] = self._layout.flatten(weights).detach()
