@@ -118,7 +118,7 @@ class _Track:
     pools: dict[str, _Pool] = field(default_factory=dict)  # by task
     kinds: dict[str, Kind] = field(default_factory=dict)
     expected: dict[str, tuple[int, ...]] = field(default_factory=dict)  # training seeds by contestant
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of the reported trainings, by contestant
     trainings: Counter[str] = field(default_factory=Counter)
     points: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # reported, by contestant
 
@@ -142,7 +142,8 @@ class _Track:
         """Paired differences of scores on shared seeds, ``(J, S)``; where numbers of controllers differ, the second's are averaged."""
         ours, theirs = self.paired(task, first, second)
         same = ours.training_seeds == theirs.training_seeds
-        return ours.scores - (theirs.scores if same else theirs.scores.mean(0, keepdims=True))
+        differences: np.ndarray = ours.scores - (theirs.scores if same else theirs.scores.mean(0, keepdims=True))
+        return differences
 
 
 def summarise(
@@ -190,7 +191,7 @@ def summarise(
         controls=tuple(row for track in tracks for name in entered for row in _controls(track, name)),
         budgets=tuple(row for track in tracks for row in _budgets(track, training_costs or {})),
         equivalents=tuple(row for track in tracks for name in entered for row in _equivalents(track, name)),
-        searches=tuple(row for track in tracks if (row := _search(track)) is not None),
+        searches=tuple(search for track in tracks if (search := _search(track)) is not None),
         profiles=tuple(row for track in tracks for row in _profiles(track, references)),
         falsifiers=tuple(row for track in tracks for name in entered for row in _falsifiers(track, name, references)),
         optimizers=tuple(_optimizers(everything)),
@@ -346,6 +347,7 @@ def _paired(differences: np.ndarray) -> Interval:
 
 def _normalised(runs: _Runs, reference: TaskReferences) -> np.ndarray:
     """S of each training, ``(J, S)``, not clipped."""
+    assert reference.default is not None and reference.rival is not None
     return normalised_score(runs.scores, reference.default, reference.rival, runs.diverged)
 
 

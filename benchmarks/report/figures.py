@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO, StringIO
 from itertools import groupby, product
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +31,7 @@ COLOURS = {
 }  # fmt: skip
 """Okabe and Ito's palette, a little darker where thin lines need it; on the page each is a CSS variable, which dark mode brightens."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "font.family": "sans-serif", "text.parse_math": False, "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"],
     "axes.labelsize": 8.5, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.edgecolor": COLOURS["line"],
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True, "axes.grid.which": "major",
@@ -313,7 +314,7 @@ def _draw_search(search: SearchCurve, summary: Summary) -> Drawing:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("runs of the random search, on each task")
-    _end_labels(axes, ends)
+    _end_labels(axes, ends, 130)
     _title(drawing, f"Loss against {RIVAL} (R), {track_name(search.track)}")
     return drawing
 
@@ -377,7 +378,7 @@ def _draw_curves(curves: Sequence[Curve], colours: dict[str, str], controllers: 
                 axes.set_ylim(max(positive.min(), top * 1e-4) / 1.5, top * 2)  # decays end at 0
             _log_ticks(axes)
         if axes is loss_axes:
-            _end_labels(axes, ends)
+            _end_labels(axes, ends, 100)
         axes.set_ylabel("loss" if kind == "losses" else "rate")
         axes.tick_params(axis="y", labelcolor=COLOURS["muted"])
     rate_axes.set_xlim(0, max(row.steps[-1] for row in curves))
@@ -397,9 +398,8 @@ def _log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 10.0) -> None:
-    """Names at the right end of lines, ``gap`` points apart at least."""
-    height = axes.get_figure().get_size_inches()[1] * 72 * axes.get_position().height * (0.8 if len(axes.get_figure().axes) == 1 else 1.0)
+def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]], height: float, gap: float = 10.0) -> None:
+    """Names at the right end of lines, ``gap`` points apart at least, beside axes that are ``height`` points high or a little more."""
     transform = axes.transData + axes.transAxes.inverted()
     places = [(float(np.clip(transform.transform((1, end[1]))[1], 0, 1)) * height, end) for end in ends]
     places.sort(key=lambda place: place[0])

@@ -1,0 +1,317 @@
+"""The analysis of a benchmark, against plain loops over its cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from benchmarks.analysis import summarise
+from benchmarks.records import Cell, CellResult
+from benchmarks.statistics import tuning_equivalents
+from benchmarks.summary import Comparison, Summary
+from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
+
+Cells = list[tuple[Cell, CellResult]]
+SUITE = make_suite()
+FEW = {name: OFFSETS[name] for name in ("default rate", "tuned per task", "SPS", CONTROLLER, f"{CONTROLLER}: same-instance replay")}
+
+
+@pytest.fixture(scope="module")
+def cells() -> Cells:
+    return list(make_cells(SUITE, num_points=12))
+
+
+@pytest.fixture(scope="module")
+def summary(cells: Cells) -> Summary:
+    return summarise(cells, SUITE)
+
+
+def scores(cells: Cells, track: str, task: str, contestant: str) -> np.ndarray:
+    """``(J, S)``."""
+    return np.array(
+        [result.scores for cell, result in cells if (cell.track, cell.task, cell.contestant, cell.role) == (track, task, contestant, "report")]
+    )
+
+
+def find(rows: tuple[Comparison, ...], track: str, first: str, second: str) -> Comparison:
+    return next(row for row in rows if (row.track, row.first, row.second) == (track, first, second))
+
+
+def outcomes(summary: Summary) -> dict[str, str]:
+    return {row.statement: row.outcome for row in summary.falsifiers if row.track == "momentum"}
+
+
+def few(change: Callable[[Cell, CellResult], tuple[Cell, CellResult] | None] | None = None, offsets: dict[str, float] | None = None) -> Summary:
+    """A small summary of cells some of which are changed or, for None, dropped."""
+    suite = make_suite(tracks=("momentum",))
+    made = make_cells(suite, FEW | (offsets or {}), num_points=0, curves=False)
+    return summarise([kept for pair in made if (kept := change(*pair) if change else pair) is not None], suite)
+
+
+def test_entries(cells: Cells, summary: Summary) -> None:
+    assert {(row.track, row.task, row.contestant) for row in summary.entries if row.contestant != "best in hindsight"} == set(
+        product(SUITE.tracks, [task.name for task in SUITE.tasks], OFFSETS)
+    )
+    for row in summary.entries:
+        if row.contestant == "best in hindsight":
+            continue
+        found = [
+            result for cell, result in cells if (cell.track, cell.task, cell.contestant, cell.role) == (row.track, row.task, row.contestant, "report")
+        ]
+        flat = [(result.scores[i], result.diverged[i], result.test_losses[i]) for result in found for i in range(10)]
+        assert row.score == pytest.approx(np.mean([score for score, _, _ in flat]))
+        assert row.diverged == pytest.approx(np.mean([diverged for _, diverged, _ in flat]))
+        assert row.test_loss == pytest.approx(10 ** np.mean([np.log10(loss) for _, diverged, loss in flat if not diverged]))
+        rival = scores(cells, row.track, row.task, "tuned per task")[0]
+        if row.contestant != "tuned per task":
+            ratio = row.ratios["tuned per task"]
+            assert ratio.estimate == pytest.approx(100 * (10 ** np.mean([result.scores - rival for result in found]) - 1))
+            assert ratio.low <= ratio.estimate <= ratio.high
+        assert ("SPS" in row.ratios) == (row.contestant == CONTROLLER)
+
+
+def test_scores_and_leaderboard(cells: Cells, summary: Summary) -> None:
+    for row in summary.standings:
+        if row.contestant == "best in hindsight":
+            continue
+        per_task = []
+        for task in SUITE.tasks:
+            default, rival = (scores(cells, row.track, task.name, name).mean() for name in ("default rate", "tuned per task"))
+            found = [
+                result
+                for cell, result in cells
+                if (cell.track, cell.task, cell.contestant) == (row.track, task.name, row.contestant) and cell.role == "report"
+            ]
+            values = [
+                -1.0 if diverged else (default - score) / (default - rival)
+                for result in found
+                for score, diverged in zip(result.scores, result.diverged, strict=True)
+            ]
+            per_task.append(np.clip(values, -1, 3))
+        assert row.mean is not None and row.interquartile_mean is not None and row.worst is not None
+        assert row.mean.estimate == pytest.approx(np.mean(per_task))
+        assert row.worst == pytest.approx(min(map(np.mean, per_task)))
+        assert row.worst_task == SUITE.tasks[int(np.argmin([values.mean() for values in per_task]))].name
+        if row.kind == "baseline":  # controllers' interquartile mean is over the average controller, see test_few_tasks_speak_of_these_tasks
+            assert row.interquartile_mean.estimate == pytest.approx(trim_mean(np.concatenate(per_task), 0.25))
+    order = [row.interquartile_mean.estimate for row in summary.standings if row.track == "momentum" and row.interquartile_mean]
+    assert order == sorted(order, reverse=True)
+    assert {row.contestant for row in summary.standings if row.kind == "control"} == {
+        name for name in OFFSETS if ": " in name or name == "random policy"
+    }
+
+
+def test_comparisons(cells: Cells, summary: Summary) -> None:
+    for track, opponent in product(SUITE.tracks, ("tuned per task", "SPS", "constant (shared)", "cosine (shared)", "default rate")):
+        row = find(summary.comparisons, track, CONTROLLER, opponent)
+        differences = [scores(cells, track, task.name, CONTROLLER) - scores(cells, track, task.name, opponent) for task in SUITE.tasks]
+        assert row.ratio.estimate == pytest.approx(100 * (10 ** np.mean(differences) - 1))
+        assert row.wins == sum(each.mean() < 0 for each in differences)
+        assert (row.tasks, row.expected, row.basis) == (3, 3, "these tasks")
+        assert row.verdict == "beats"
+    improvement = next(row.improvement for row in summary.standings if (row.track, row.contestant) == ("adamw", "SPS"))
+    wins = [
+        np.mean(
+            [
+                [(own < other) + (own == other) / 2 for own in scores(cells, "adamw", task.name, "SPS")[0]]
+                for other in scores(cells, "adamw", task.name, "tuned per task")[0]
+            ]
+        )
+        for task in SUITE.tasks
+    ]
+    assert improvement is not None and improvement.estimate == pytest.approx(np.mean(wins))
+
+
+def test_all_p_values_but_the_primary_ones_are_adjusted(summary: Summary) -> None:
+    primary, *others = summary.comparisons
+    assert (primary.track, primary.first, primary.second) == ("momentum", CONTROLLER, "tuned per task")
+    assert primary.adjusted == primary.p_value
+    against = [
+        row.against_rival for row in summary.standings if row.kind == "baseline" and row.contestant != "best in hindsight" and row.against_rival
+    ]
+    family = sorted([*others, *against], key=lambda row: row.p_value)
+    highest = 0.0
+    for i, row in enumerate(family):
+        highest = max(highest, min(1.0, (len(family) - i) * row.p_value))
+        assert row.adjusted == pytest.approx(highest)
+
+
+def test_tuning_equivalents_and_hindsight(cells: Cells, summary: Summary) -> None:
+    runs = []
+    for task in SUITE.tasks:
+        pool = {role: {} for role in ("tune", "report")}
+        for cell, result in cells:
+            if (cell.track, cell.task, cell.contestant) == ("adamw", task.name, "random search"):
+                pool[cell.role][cell.point["index"]] = result.scores
+        tuning, reports = np.array([pool["tune"][i].mean() for i in range(12)]), np.array([pool["report"][i] for i in range(12)])
+        expected = tuning_equivalents(scores(cells, "adamw", task.name, CONTROLLER).mean(0), tuning, reports).estimate
+        row = next(row for row in summary.equivalents if (row.track, row.task) == ("adamw", task.name))
+        assert row.runs.estimate == expected and row.pool == 12
+        runs.append(expected)
+        reference = next(row for row in summary.references if (row.track, row.task) == ("adamw", task.name))
+        assert reference.hindsight == pytest.approx(reports.mean(1).min())
+    median = next(row for row in summary.equivalents if row.track == "adamw" and row.task is None)
+    assert median.runs.estimate == sorted(runs)[1]
+    assert len(summary.searches) == 2 and summary.searches[0].counts[0] == 1 and summary.searches[0].counts[-1] == 12
+
+
+def test_references(cells: Cells, summary: Summary) -> None:
+    for row in summary.references:
+        assert row.default == pytest.approx(scores(cells, row.track, row.task, "default rate").mean())
+        assert row.rival == pytest.approx(scores(cells, row.track, row.task, "tuned per task").mean())
+        assert row.scored
+        assert row.annealing == pytest.approx(0.01 if row.budget == "short" else 0.1)
+        assert row.counts_for_schedules == (row.budget != "short")
+
+
+def test_task_whose_default_is_as_good_as_tuning_leaves_the_score() -> None:
+    def level(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        is_default = (cell.task, cell.contestant) == ("task-1", "default rate")
+        return cell, replace(result, scores=result.scores - 0.45) if is_default else result
+
+    summary = few(level)
+    assert [row.scored for row in summary.references] == [True, False, True]
+    assert {row.scored for row in summary.standings} == {2}
+    assert all(row.normalised is None for row in summary.entries if row.task == "task-1")
+    assert find(summary.comparisons, "momentum", CONTROLLER, "tuned per task").tasks == 3
+
+
+def test_controls_and_falsifiers(summary: Summary) -> None:
+    assert [row.second for row in summary.controls if row.track == "adamw"] == [name for name in OFFSETS if ": " in name or name == "random policy"]
+    assert outcomes(summary) == {
+        "A replay of its own average rates equals it": "not fired",
+        "SPS equals it": "not fired",
+        "schedule-free equals it": "not fired",
+        "prodigy equals it": "not tested",
+        "Fewer than 4 of 5 training seeds win": "not fired",
+        "The gain vanishes where inputs are standardised": "fired",  # as the cells are made
+        "The gain vanishes where rates must be annealed": "not fired",
+        "Its test loss is worse than that of the schedule tuned per task": "not fired",
+    }
+
+
+def test_falsifiers_fire() -> None:
+    summary = few(offsets={CONTROLLER: 0.3})
+    assert find(summary.comparisons, "momentum", CONTROLLER, "tuned per task").verdict == "loses"
+    assert {outcome for statement, outcome in outcomes(summary).items() if statement[:5] not in ("schedu", "prodi")} >= {"fired"}
+    assert outcomes(summary)["Fewer than 4 of 5 training seeds win"] == "fired"
+    assert outcomes(summary)["Its test loss is worse than that of the schedule tuned per task"] == "fired"
+    assert outcomes(summary)["A replay of its own average rates equals it"] == "fired"
+
+
+def test_equal_contestants_tie() -> None:
+    def copied(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        noise = np.random.default_rng(cell.seeds[0] + cell.point.get("training_seed", 0)).normal(0, 0.05, len(result.scores))
+        return (cell, replace(result, scores=-1 + noise)) if cell.contestant in (CONTROLLER, "tuned per task") else (cell, result)
+
+    assert find(few(copied).comparisons, "momentum", CONTROLLER, "tuned per task").verdict == "ties"
+
+
+def test_missing_cells_are_named_and_not_averaged_over() -> None:
+    def dropped(cell: Cell, result: CellResult) -> tuple[Cell, CellResult] | None:
+        is_controller = cell.contestant == CONTROLLER and cell.task == "task-1" and cell.point == {"training_seed": 3}
+        return None if is_controller or (cell.task, cell.contestant, cell.role) == ("task-2", "SPS", "report") else (cell, result)
+
+    summary = few(dropped)
+    assert {(row.task, row.contestant, row.point) for row in summary.missing} == {("task-1", CONTROLLER, "training_seed 3"), ("task-2", "SPS", "")}
+    standings = {row.contestant: row for row in summary.standings}
+    for name in (CONTROLLER, "SPS"):
+        assert (standings[name].finished, standings[name].interquartile_mean, standings[name].against_rival) == (2, None, None)
+    assert standings["tuned per task"].finished == 3 and standings["tuned per task"].interquartile_mean is not None
+    row = find(summary.comparisons, "momentum", CONTROLLER, "tuned per task")
+    assert (row.tasks, row.expected) == (2, 3)
+    assert not any((row.task, row.contestant) == ("task-1", CONTROLLER) for row in summary.entries)
+
+
+def test_failed_cells_are_named() -> None:
+    def broken(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        if (cell.task, cell.contestant) == ("task-0", "tuned per task"):
+            empty = np.empty(0)
+            return cell, CellResult(empty, empty, empty, None, None, None, 0.0, "it crashed")
+        if (cell.task, cell.contestant) == ("task-1", "SPS") and cell.role == "report":
+            return cell, replace(result, scores=np.full(10, np.nan))
+        return cell, result
+
+    summary = few(broken)
+    assert ("task-0", "tuned per task", "it crashed") in {(row.task, row.contestant, row.problem) for row in summary.failed}
+    assert any(row.contestant == "SPS" and "not finite" in row.problem for row in summary.failed)
+    assert [row.scored for row in summary.references] == [False, True, True]
+    assert find(summary.comparisons, "momentum", CONTROLLER, "tuned per task").tasks == 2
+
+
+def test_other_seeds_are_left_out() -> None:
+    def moved(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        is_moved = (cell.task, cell.contestant, cell.role) == ("task-0", "SPS", "report")
+        return replace(cell, seeds=tuple(seed + 1 for seed in cell.seeds)) if is_moved else cell, result
+
+    summary = few(moved)
+    assert any(row.contestant == "SPS" and "other seeds" in row.problem for row in summary.missing)
+    assert find(summary.comparisons, "momentum", CONTROLLER, "SPS").tasks == 2
+
+
+def test_nothing_at_all() -> None:
+    summary = summarise([], SUITE)
+    assert summary.comparisons == summary.standings == summary.entries == ()
+    assert len(summary.missing) == 2 * 2 * 3
+
+
+def test_intervals_on_new_tasks_need_twenty() -> None:
+    suite = make_suite(20, ("momentum",))
+    summary = summarise(make_cells(suite, {name: OFFSETS[name] for name in ("default rate", "tuned per task", CONTROLLER)}, 0, curves=False), suite)
+    (row,) = [row for row in summary.comparisons if row.second == "tuned per task"]
+    assert row.basis == "new tasks" and row.tasks == 20
+    assert {row.basis for row in few().comparisons} == {"these tasks"}
+
+
+def test_results_of_other_suites_are_passed_over(cells: Cells, summary: Summary) -> None:
+    strangers = [(replace(cell, suite="synthetic-2"), replace(result, scores=result.scores + 9)) for cell, result in cells[:50]]
+    fewer = [pair for pair in cells if pair[0].track == "momentum" and pair[0].contestant in FEW]
+    suite = make_suite(tracks=("momentum",))
+    assert summarise(fewer + strangers, suite).to_json() == summarise(fewer, suite).to_json()
+
+
+def test_json(summary: Summary) -> None:
+    data = json.loads(summary.to_json())
+    assert "curves" not in data
+    assert data["comparisons"][0]["ratio"]["estimate"] == summary.comparisons[0].ratio.estimate
+    assert len(data["standings"]) == len(summary.standings)
+
+
+def test_budgets(summary: Summary) -> None:
+    budgets = {(row.track, row.contestant): row for row in summary.budgets}
+    row = budgets["momentum", "tuned per task"]
+    assert (row.points, row.tuning_trainings, row.reporting_trainings, row.training_runs) == (6, 3 * 6 * 4, 30, 0)
+    assert row.tuning_seconds == pytest.approx(3 * 6 * 1.5)
+    ours = budgets["momentum", CONTROLLER]
+    assert (ours.points, ours.reporting_trainings, ours.training_runs) == (0, 150, 5)
+
+
+def test_curves(cells: Cells, summary: Summary) -> None:
+    row = next(row for row in summary.curves if (row.track, row.task, row.contestant) == ("momentum", "task-0", CONTROLLER))
+    rates = np.concatenate(
+        [
+            result.rates
+            for cell, result in cells
+            if (cell.track, cell.task, cell.contestant) == ("momentum", "task-0", CONTROLLER) and result.rates is not None
+        ],
+        1,
+    )
+    for quartile, expected in zip(row.rates, (25, 50, 75), strict=True):
+        np.testing.assert_allclose(quartile, [np.percentile(rates[step], expected) for step in row.steps])
+
+
+def test_optimizers_are_compared_on_shared_tasks(cells: Cells, summary: Summary) -> None:
+    means = {
+        (track, name): np.mean([scores(cells, track, task.name, name).mean() for task in SUITE.tasks])
+        for track, name in product(SUITE.tracks, OFFSETS)
+        if ": " not in name and name != "random policy"
+    }
+    assert {(row.track, row.contestant): row.score for row in summary.optimizers} == pytest.approx(means)
+    assert [row.score for row in summary.optimizers] == sorted(means.values())
+    assert summary.optimizers[-1].ratio == pytest.approx(100 * (10 ** (max(means.values()) - min(means.values())) - 1))
