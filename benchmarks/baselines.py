@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,6 +123,28 @@ class RandomController:
     ) -> tuple[np.ndarray, object]:
         """Actions ``(N, 1)``; random even where ``deterministic``."""
         return self._generator.uniform(-1, 1, (len(observation), 1)).astype(np.float32), state
+
+
+class SideBySide:
+    """Controllers of one decision process, each for its own members of a population.
+
+    Args:
+        controllers: Of equal numbers of members, in their order.
+    """
+
+    def __init__(self, controllers: Sequence[Controller]) -> None:
+        self.controllers = list(controllers)
+
+    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        """See :class:`lr_env.controllers.Controller`; the state holds that of each."""
+        count = len(self.controllers)
+        states = [None] * count if state is None else state
+        starts = [None] * count if episode_start is None else np.split(np.asarray(episode_start), count)
+        made = [
+            controller.predict(part, own, begins, deterministic=deterministic)
+            for controller, part, own, begins in zip(self.controllers, np.split(observation, count), states, starts, strict=True)
+        ]
+        return np.concatenate([np.asarray(actions) for actions, _ in made]), [own for _, own in made]
 
 
 class RunnerCache:

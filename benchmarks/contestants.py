@@ -31,14 +31,18 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from agents import schedules
+from agents import optimizers, schedules
 from agents.rules import ArmijoLineSearch, HypergradientDescent, NormalisedGradient, StochasticPolyak
-from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, rate_limits
+from benchmarks import controls
+from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, SideBySide, rate_limits
 from benchmarks.records import Point
+from benchmarks.runner import Runner
 from benchmarks.suites import Suite, SuiteTask
 from lr_env.checks import unknown_name
 from lr_env.controllers import BoundController, load_controller
+from lr_env.episodes import Execution
 from lr_env.mdp import MDP
+from lr_env.seeding import Role, role_seeds
 from lr_env.training import make_optimizer
 
 GROWTH = 3
@@ -71,12 +75,36 @@ COSTLY_SHAPES = ("constant", "cosine", "warm-up–stable–decay")
 DEFAULT_RATES: Mapping[str, float] = {"sgd": 1e-3, "momentum": 1e-3, "adamw": 1e-3, "adagrad": 1e-2, "rmsprop": 1e-2, "nadamw": 2e-3}
 """Of ``torch.optim``."""
 
+RATE_FREE: Mapping[str, Mapping[str, str]] = {
+    "schedule-free": {"momentum": "schedule-free SGD", "adamw": "schedule-free AdamW"},
+    "prodigy": {"momentum": "Prodigy", "adamw": "Prodigy"},
+    "D-adaptation": {"momentum": "D-Adapt SGD", "adamw": "D-Adapt Adam"},
+    "DoG": {"momentum": "DoG", "adamw": "DoG"},
+    "DoG, averaged": {"momentum": "DoG, averaged", "adamw": "DoG, averaged"},
+}
+"""Optimizers that find their rate themselves, by track: names in :data:`agents.optimizers.RATE_FREE`."""
+
+PACKAGES: Mapping[str, str] = {"schedule-free": "schedulefree", "prodigy": "prodigyopt", "D-adaptation": "dadaptation"}
+"""What they need."""
+
+CONTROLS = ("shuffled observations", "state-blind", "population replay", "same-instance replay")
+"""What every controller that enters is compared with, as ``"NAME: state-blind"``."""
+
+NUM_OTHERS = 8
+"""Trainings that controls learn from."""
+
+REPLAY_FACTORS = tuple(float(10 ** (i / 6)) for i in range(-3, 4))
+"""By which a replay's rates are multiplied; the best is chosen on other trainings."""
+
+EXAMPLES_OF_FACTORS = 1024
+"""That these are evaluated on."""
+
 
 class Maker(Protocol):
     """Makes a contestant's controllers; can be pickled."""
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
-        """The controller at a point, for trainings of so many SGD steps; a fresh one in each call."""
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
+        """The controller at a point, for trainings of a task with these seeds; a fresh one in each call."""
         ...
 
     def identity(self, point: Point) -> str:
@@ -173,9 +201,9 @@ class Contestant:
 class ScheduleMaker:
     """Schedules of ``torch.optim.lr_scheduler``, at points ``{"shape": "cosine", "rate": 0.1}``."""
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`."""
-        return SHAPES[point["shape"]](point["rate"], horizon).bind(optimizer)
+        return SHAPES[point["shape"]](point["rate"], task.horizon).bind(optimizer)
 
     def identity(self, point: Point) -> str:
         """See :class:`Maker`."""
@@ -194,7 +222,7 @@ class RuleMaker:
     kind: type[Any]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`."""
         bound: BoundController = self.kind(**point, **self.options).bind(optimizer)
         return bound
@@ -205,10 +233,29 @@ class RuleMaker:
 
 
 @dataclass(frozen=True)
+class RateFreeMaker:
+    """Optimizers that find their rate themselves, at the rate that is their default.
+
+    Attributes:
+        names: In :data:`agents.optimizers.RATE_FREE`, by track.
+    """
+
+    names: Mapping[str, str]
+
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
+        """See :class:`Maker`."""
+        return optimizers.untouched(optimizers.RATE_FREE[self.names[optimizer]])
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        return digest(*(_code_digest(optimizers.RATE_FREE[name]) for name in self.names.values()))
+
+
+@dataclass(frozen=True)
 class RandomMaker:
     """Random actions in the default decision process."""
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`."""
         return BoundController(RandomController(0), MDP(optimizer=optimizer))
 
@@ -229,7 +276,7 @@ class FileMaker:
     paths: tuple[Path, ...]
     replaces_optimizer: bool = False
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`."""
         path = self.paths[point["training_seed"]]
         bound = _load_sb3(path) if path.suffix == ".zip" else load_controller(path)
@@ -256,13 +303,13 @@ class CodeMaker:
     attribute: str
     replaces_optimizer: bool = False
 
-    def __call__(self, optimizer: str, horizon: int, point: Point) -> BoundController:
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`."""
         made = found = _find(self.source, self.attribute)
         if not isinstance(found, BoundController):
             if isinstance(found, type) or not hasattr(found, "predict"):
                 parameters = inspect.signature(found).parameters
-                made = found(**{name: value for name, value in (("optimizer", optimizer), ("horizon", horizon)) if name in parameters})
+                made = found(**{name: value for name, value in (("optimizer", optimizer), ("horizon", task.horizon)) if name in parameters})
             if hasattr(made, "bind"):
                 made = made.bind(optimizer)
             elif not isinstance(made, BoundController):
@@ -279,6 +326,56 @@ class CodeMaker:
         return digest(self.attribute, None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
+@dataclass(frozen=True)
+class ControlMaker:
+    """What is left of a controller that doesn't see its training; see :mod:`benchmarks.controls`.
+
+    Attributes:
+        base: Makes the controller.
+        kind: One of :data:`CONTROLS`.
+        seed: Of the other trainings that it learns from, which are those that rivals are tuned on.
+    """
+
+    base: Maker
+    kind: str
+    seed: int
+
+    def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
+        """See :class:`Maker`; trains on other seeds."""
+        bound = self.base(optimizer, task, seeds, point)
+        bound, family = BoundController(bound.controller, comparable(bound.mdp)), task.family()
+        if self.kind == "shuffled observations":
+            return controls.shuffled_observations(bound)
+        others = role_seeds(self.seed, Role.TUNE, NUM_OTHERS)
+        if self.kind == "same-instance replay":
+            instances, further = others[: NUM_OTHERS // 2], others[NUM_OTHERS // 2 :]
+            rates = controls.other_seeds_rates(bound, family, instances, further, task.horizon)
+            replays = [controls.same_instance_replay(bound.mdp, rates, factor).controller for factor in REPLAY_FACTORS]
+            mdp = controls.same_instance_replay(bound.mdp, rates).mdp
+            runner = Runner(family, mdp, instances * len(replays), task.horizon, EXAMPLES_OF_FACTORS, False, execution(mdp))
+            scores = runner.run(SideBySide(replays)).scores.reshape(len(replays), -1).mean(1)
+            rates = controls.other_seeds_rates(bound, family, seeds, further, task.horizon)
+            return controls.same_instance_replay(bound.mdp, rates, REPLAY_FACTORS[int(scores.argmin())])
+        runner = Runner(family, bound.mdp, others, task.horizon, 1, False, execution(bound.mdp))
+        if self.kind == "state-blind":
+            return controls.state_blind(bound, controls.mean_observations(runner, bound.controller))
+        return controls.population_replay(bound.mdp, runner.run(bound.controller).rates)
+
+    def identity(self, point: Point) -> str:
+        """See :class:`Maker`."""
+        return digest(self.base.identity(point), self.kind, self.seed, NUM_OTHERS, REPLAY_FACTORS, _code_digest(controls))
+
+
+def comparable(mdp: MDP) -> MDP:
+    """The decision process with the same initial rate and the same rule of divergence in all trainings; rewards mean nothing here."""
+    return dataclasses.replace(mdp, initial_rate_decades=0.0, reward="log_loss", reward_on="next_batch")
+
+
+def execution(mdp: MDP) -> Execution:
+    """One engine for any number of trainings, so that one training alone has the same bits; optimizers by function have a loop only."""
+    return Execution(gradients="auto" if callable(mdp.optimizer) else "batched")
+
+
 def rivals(suite: Suite) -> list[Contestant]:
     """The baselines that every benchmark runs, each tuned as hard as the others."""
     tracks, others = suite.tracks, suite.other_optimizers
@@ -288,7 +385,7 @@ def rivals(suite: Suite) -> list[Contestant]:
         return Contestant(name, ScheduleMaker(), {optimizer: _rate_grid(optimizer, shapes) for optimizer in optimizers}, tuning)
 
     defaults: dict[str, tuple[Point, ...]] = {name: ({"shape": "constant", "rate": DEFAULT_RATES[name]},) for name in everywhere}
-    return [
+    found = [
         tuned("tuned per task", list(SHAPES), "task"),
         *(tuned(f"{shape} (shared)", [shape], "shared", everywhere if shape in ("constant", "cosine") else tracks) for shape in SHAPES),
         tuned("random search", list(SHAPES), "pool"),
@@ -298,8 +395,18 @@ def rivals(suite: Suite) -> list[Contestant]:
         _rule("Armijo line search", tracks, RuleMaker(ArmijoLineSearch), -5.0, (1e-8, 0.99)),
         _rule("hypergradient, additive", tracks, RuleMaker(HypergradientDescent, {"is_multiplicative": False}), -6.0, (1e-10, 1e3)),
         _rule("hypergradient, multiplicative", tracks, RuleMaker(HypergradientDescent), -4.0, (1e-7, 1e2)),
+        *(Contestant(name, RateFreeMaker(names), points=dict.fromkeys(names, ({},))) for name, names in RATE_FREE.items()),
         Contestant("random policy", RandomMaker(), points=dict.fromkeys(tracks, ({},))),
     ]
+    without = {*suite.leaves_out, *left_out(suite)}
+    return [contestant for contestant in found if contestant.name not in without]
+
+
+def left_out(suite: Suite) -> dict[str, str]:
+    """Rivals that can't take part, and why."""
+    reason = "as its package {} is not installed: pip install 'lr-env[baselines]'."
+    missing = {name: package for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None and name not in suite.leaves_out}
+    return {name: reason.format(package) for name, package in missing.items()}
 
 
 def _rate_grid(optimizer: str, shapes: Sequence[str]) -> Grid:
@@ -315,13 +422,14 @@ def _rule(name: str, tracks: Sequence[str], make: Maker, start: float, limits: t
     return Contestant(name, make, dict.fromkeys(tracks, grid), "shared")
 
 
-def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False) -> list[Contestant]:
+def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, has_controls: bool = True) -> list[Contestant]:
     """The rivals of a suite, and the controllers that are given; names of rivals are allowed, as these take part anyhow.
 
     Args:
         given: See the module's table; several with commas between them.
         suite: For its tracks.
         replaces_optimizer: Whether controllers that were made for another optimizer run with each track's all the same.
+        has_controls: Whether the controls of those that enter run too.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -339,7 +447,13 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False) 
         if ":" not in sources[0] and not _is_file(sources[0]):
             raise unknown_name("contestant", name, known)
         entered[name] = _enter(name, sources, suite, replaces_optimizer)
-    return [*known.values(), *entered.values()]
+    controlled = [
+        Contestant(f"{name}: {kind}", ControlMaker(contestant.make, kind, suite.seed), points=contestant.points)
+        for name, contestant in entered.items()
+        for kind in CONTROLS
+        if has_controls
+    ]
+    return [*known.values(), *entered.values(), *controlled]
 
 
 def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: bool) -> Contestant:
@@ -348,7 +462,8 @@ def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: 
         for source in sources:
             if not Path(source).is_file():
                 raise FileNotFoundError(f"There is no file {source} of contestant {name!r}.")
-        make, points = FileMaker(tuple(Path(source).resolve() for source in sources), replaces_optimizer), [{"training_seed": i} for i in range(len(sources))]
+        make = FileMaker(tuple(Path(source).resolve() for source in sources), replaces_optimizer)
+        points: list[Point] = [{"training_seed": i} for i in range(len(sources))]
     else:
         source, _, attribute = sources[0].rpartition(":")
         path = Path(source)
@@ -357,7 +472,7 @@ def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: 
     for track in suite.tracks:
         try:
             for point in points:
-                make(track, suite.tasks[0].horizon, point)
+                make(track, suite.tasks[0], (), point)
         except OptimizerMismatchError as error:
             refusal = str(error)
         else:
@@ -416,7 +531,7 @@ def _load_sb3(path: Path) -> BoundController:
             f'{path} needs its decision process beside it: {beside.name}, as {{"algorithm": "ppo", "mdp": mdp.to_dict()}}. '
             "`lr-train export` makes a file that needs nothing."
         )
-    from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3  # noqa: PLC0415  (an extra)
+    from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 
     algorithms = {kind.__name__.lower(): kind for kind in (A2C, DDPG, DQN, PPO, SAC, TD3)}
     data = json.loads(beside.read_text())

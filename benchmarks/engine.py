@@ -26,14 +26,13 @@ import numpy as np
 import torch
 
 from agents.rules import AttachedRule
-from benchmarks.contestants import Contestant, Maker
+from benchmarks.baselines import SideBySide
+from benchmarks.contestants import Contestant, ControlMaker, Maker, comparable, execution
 from benchmarks.records import Cell, CellResult, CellRole, Point
 from benchmarks.runner import Result, Runner
 from benchmarks.store import Store, StoreError
 from benchmarks.suites import Suite, SuiteTask
 from lr_env.controllers import BoundController, Controller
-from lr_env.episodes import Execution
-from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
 
 ROLES: dict[CellRole, Role] = {"tune": Role.TUNE, "report": Role.REPORT}
@@ -128,34 +127,12 @@ def _begin_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()  # a killed parent doesn't end its pool
 
 
-class SideBySide:
-    """Controllers of one decision process, each for its own members of a population.
-
-    Args:
-        controllers: Of equal numbers of members, in their order.
-    """
-
-    def __init__(self, controllers: Sequence[Controller]) -> None:
-        self.controllers = list(controllers)
-
-    def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """See :class:`lr_env.controllers.Controller`; the state holds that of each."""
-        count = len(self.controllers)
-        states = [None] * count if state is None else state
-        starts = [None] * count if episode_start is None else np.split(np.asarray(episode_start), count)
-        made = [
-            controller.predict(part, own, begins, deterministic=deterministic)
-            for controller, part, own, begins in zip(self.controllers, np.split(observation, count), states, starts, strict=True)
-        ]
-        return np.concatenate([np.asarray(actions) for actions, _ in made]), [own for _, own in made]
-
-
 def compute(work: Work) -> list[CellResult]:
     """The results of all cells. A cell whose controller fails has an error in its result, and the others have none."""
     torch.set_num_threads(1)
     try:
         return _train(work)
-    except Exception as error:  # noqa: BLE001  (a contestant's code may raise anything)
+    except Exception as error:  # a contestant's code may raise anything
         if len(work.cells) == 1:
             return [failed(_in_words(error))]
     parts = zip(work.cells, work.makers, strict=True)
@@ -177,24 +154,19 @@ def _in_words(error: Exception) -> str:
 def _train(work: Work) -> list[CellResult]:
     """Trains all cells in one population, or the seeds of a single one in several that fit side by side."""
     start, task, first = time.process_time(), work.task, work.cells[0]
-    parts = [first.seeds[i : i + task.side_by_side] for i in range(0, len(first.seeds), task.side_by_side)] if len(work.cells) == 1 else [first.seeds]
+    num_parts = -(-len(first.seeds) // task.side_by_side) if len(work.cells) == 1 else 1
     results = []
-    for seeds in parts:
-        bounds = [maker(cell.track, task.horizon, cell.point) for cell, maker in zip(work.cells, work.makers, strict=True)]
+    for part in np.array_split(first.seeds, num_parts):
+        seeds = part.tolist()
+        bounds = [maker(cell.track, task, seeds, cell.point) for cell, maker in zip(work.cells, work.makers, strict=True)]
         mdp = comparable(bounds[0].mdp)
-        execution = Execution(gradients="auto" if callable(mdp.optimizer) else "batched")  # one training alone has the same bits then
         members = [seed for _ in bounds for seed in seeds]
-        runner = Runner(task.family(), mdp, members, task.horizon, work.examples, first.role == "report", execution)
+        runner = Runner(task.family(), mdp, members, task.horizon, work.examples, first.role == "report", execution(mdp))
         results.append(runner.run(_together(bounds, len(seeds))))
         del runner
         _release_memory()
     seconds = (time.process_time() - start) / len(work.cells)
     return [_part(results, index, len(work.cells), seconds) for index in range(len(work.cells))]
-
-
-def comparable(mdp: MDP) -> MDP:
-    """The decision process with the same initial rate and the same rule of divergence in all trainings; rewards mean nothing here."""
-    return dataclasses.replace(mdp, initial_rate_decades=0.0, reward="log_loss", reward_on="next_batch")
 
 
 def _together(bounds: Sequence[BoundController], num_seeds: int) -> Controller:
@@ -234,7 +206,8 @@ def _release_memory() -> None:
 
 def cell_cost(task: SuiteTask, cell: Cell) -> float:
     """Seconds of one core, estimated."""
-    return len(cell.seeds) * task.horizon * task.microseconds * 1e-6
+    evaluations = 2 if cell.role == "report" else 1
+    return len(cell.seeds) * (task.horizon * task.microseconds * 1e-6 + evaluations * task.evaluation * 1e-3)
 
 
 def keeps_curves(cell: Cell) -> bool:
@@ -342,7 +315,7 @@ class Benchmark:
         """Tunes and reports all; returns the cells that the benchmark is about. What the store holds is not computed again."""
         tuning = self._tuning_cells()
         self.run_cells(tuning)
-        while any([search.grow(partial(self.score, search)) for search in self._searches if search.contestant.tuning != "pool"]):
+        while self._grow():
             tuning = self._tuning_cells()
             self.run_cells(tuning, is_new=True)
         reports = self._report_cells()
@@ -393,6 +366,10 @@ class Benchmark:
         except BaseException:
             self.engine.shutdown()
             raise
+
+    def _grow(self) -> bool:
+        """Whether a grid has grown; each is looked at."""
+        return sum(search.grow(partial(self.score, search)) for search in self._searches if search.contestant.tuning != "pool") > 0
 
     def _begin_batch(self, batch: _Batch, running: dict[Future[list[CellResult]], _Batch]) -> bool:
         """Begins what is missing of a batch; whether that is settled, as it has begun or nothing is missing."""
@@ -488,10 +465,13 @@ class Benchmark:
 
     def _population(self, cell: Cell) -> str:
         """Cells for which this is equal may train side by side."""
+        make = self._makers[cell.contestant]
+        if isinstance(make, ControlMaker):  # it trains before it decides
+            return cell.key
         try:
-            bound = self._makers[cell.contestant](cell.track, self._tasks[cell.task].horizon, cell.point)
+            bound = make(cell.track, self._tasks[cell.task], cell.seeds, cell.point)
             key = repr(comparable(bound.mdp))
-        except Exception:  # noqa: BLE001  (whatever it is, it comes again where the cell is computed, and is reported there)
+        except Exception:  # whatever it is, it comes again where the cell is computed, and is reported there
             return cell.key
         rule = bound.controller
         own = {name: value for name, value in vars(rule).items() if name != "constant"} if isinstance(rule, AttachedRule) else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -43,12 +44,16 @@ class Cell:
     point: Point
     seeds: tuple[int, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of everything: cells with the same key are one result."""
-        return _digest(asdict(self))
+        return _digest(self.to_dict())
 
-    @property
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
     def trainings(self) -> str:
         """Digest of what the numbers depend on: cells that share it have one result, whatever contestants and suites they stand for."""
         return _digest([self.track, self.setting, self.identity, self.role, self.point, self.seeds])

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,12 @@ class Store:
         for cell, result in results:
             content = _pack(result)
             checksum = hashlib.sha256(content).hexdigest()
-            own = cell.key, cell.trainings, cell.suite, json.dumps(asdict(cell)), content, checksum
+            own = cell.key, cell.trainings, cell.suite, json.dumps(cell.to_dict()), content, checksum
             rows.append((*own, result.losses is not None, result.error, result.seconds, time.time()))
         with self._transaction():
             self._connection.execute("INSERT OR IGNORE INTO machines (description) VALUES (?)", (_machine(),))
             (machine,) = self._connection.execute("SELECT id FROM machines WHERE description = ?", (_machine(),)).fetchone()
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, machine) for row in rows]
-            )
+            self._connection.executemany("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [(*row, machine) for row in rows])
             self._connection.executemany("DELETE FROM claims WHERE key = ?", [row[:1] for row in rows])
 
     def find(self, cell: Cell) -> CellResult | None:
@@ -142,7 +140,10 @@ class Store:
             entries = self._execute("SELECT keys FROM entries WHERE suite = ?", (suite,)).fetchall()
             keys = [key for (entry,) in entries for key in json.loads(entry)]
         query = "SELECT cell, result, checksum FROM cells"
-        rows = self._execute(f"{query} ORDER BY key", ()) if keys is None else (self._execute(f"{query} WHERE key = ?", (key,)).fetchone() for key in keys)
+        if keys is None:
+            rows: Iterable[Any] = self._execute(f"{query} ORDER BY key", ())
+        else:
+            rows = (self._execute(f"{query} WHERE key = ?", (key,)).fetchone() for key in keys)
         for row in filter(None, rows):
             data = json.loads(row[0])
             cell = Cell(**{**data, "seeds": tuple(data["seeds"])})
@@ -227,6 +228,7 @@ class Store:
         return None
 
     def _advice(self, problem: str) -> str:
+        problem = " ".join(problem.split())
         if "full" in problem or "readonly" in problem or "unable to open" in problem or "locked" in problem:
             return f"{self.path} can't be written: {problem}. Make room or choose another --output; what is missing is computed in the next run."
         return (
@@ -248,7 +250,7 @@ def _pack(result: CellResult) -> bytes:
 
 def _unpack(content: bytes) -> CellResult:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        values: dict[str, Any] = {field.name: file[field.name] if field.name in file else None for field in fields(CellResult)}
+        values: dict[str, Any] = {field.name: file.get(field.name) for field in fields(CellResult)}
     for name in ("seconds", "error"):
         values[name] = None if values[name] is None else values[name].item()
     return CellResult(**values)

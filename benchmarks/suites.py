@@ -65,7 +65,8 @@ class SuiteTask:
         batch_size: In place of the task's own; None for that.
         is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.contestants`.
         side_by_side: Trainings at once, which bounds the memory.
-        microseconds: Of one core, for one SGD step of one training, measured; only the remaining time is estimated with it.
+        microseconds: Of one core, for one SGD step of one training, measured, as the next; only the remaining time is estimated with them.
+        evaluation: Milliseconds of one core, for one evaluation of one training.
     """
 
     name: str
@@ -80,6 +81,7 @@ class SuiteTask:
     is_costly: bool = False
     side_by_side: int = 128
     microseconds: float = 50.0
+    evaluation: float = 5.0
 
     def family(self) -> TaskFamily:
         """What is trained; the same object in each call."""
@@ -111,6 +113,7 @@ class Suite:
         tracks: Optimizers within which contestants are compared.
         other_optimizers: See :data:`OTHER_OPTIMIZERS`.
         examples: Of each split, that final losses and metrics are taken over, the same for all trainings.
+        leaves_out: Names of rivals that don't take part.
         seed: Of all trainings.
     """
 
@@ -121,6 +124,7 @@ class Suite:
     tracks: tuple[str, ...] = TRACKS
     other_optimizers: tuple[str, ...] = OTHER_OPTIMIZERS
     examples: int = 4096
+    leaves_out: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -133,7 +137,7 @@ class Suite:
         """Of everything that its results depend on."""
         data = asdict(self) | {"settings": [task.setting for task in self.tasks]}
         for task in data["tasks"]:
-            del task["microseconds"], task["side_by_side"]
+            del task["microseconds"], task["evaluation"], task["side_by_side"]
         del data["question"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -185,23 +189,26 @@ def _whole(name: str) -> TaskFamily:
 
 
 def _held_out(variant: int, horizon: int, budget: Budget, microseconds: float, **options: Any) -> SuiteTask:
-    counts = {"tuning": 2, "reporting": 10, "pool": 2} | options
+    counts = {"tuning": 2, "reporting": 10, "pool": 100} | options
     return SuiteTask(f"small-heldout/{variant}", "small-heldout", horizon, budget, variant=variant, microseconds=microseconds, **counts)
 
 
 def _noise(variant: int, horizon: int, microseconds: float) -> SuiteTask:
-    return SuiteTask(f"small-noise/{variant}", "small-noise", horizon, "noise", 2, 10, 2, variant, microseconds=microseconds)
+    return SuiteTask(f"small-noise/{variant}", "small-noise", horizon, "noise", 2, 10, 100, variant, microseconds=microseconds)
 
+
+SLOW_RIVALS = ("Armijo line search", "hypergradient, additive", "hypergradient, multiplicative", "D-adaptation", "DoG", "DoG, averaged")
 
 SMOKE = Suite(
     "smoke",
     1,
     "Does everything work? Seconds; its numbers mean nothing.",
     (
-        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 8, "short", 2, 3, 2, side_by_side=512, microseconds=12),
-        SuiteTask("wine-mlp", "wine-mlp", 10, "noise", 2, 3, 2, side_by_side=512, microseconds=10),
+        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 8, "short", 2, 3, 5, side_by_side=512, microseconds=12),
+        SuiteTask("wine-mlp", "wine-mlp", 10, "noise", 2, 3, 5, side_by_side=512, microseconds=10),
     ),
     other_optimizers=("rmsprop",),
+    leaves_out=SLOW_RIVALS,
 )
 
 QUICK = Suite(
@@ -209,12 +216,13 @@ QUICK = Suite(
     1,
     "A first answer in about two minutes on 2 cores, without a download.",
     (
-        SuiteTask("digits-mlp", "digits-mlp", 100, "short", 2, 10, 2, side_by_side=256, microseconds=43),
-        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 100, "short", 2, 10, 2, side_by_side=512, microseconds=12),
-        SuiteTask("diabetes-mlp", "diabetes-mlp", 300, "medium", 2, 10, 2, side_by_side=512, microseconds=9),
-        SuiteTask("wine-mlp", "wine-mlp", 300, "noise", 2, 10, 2, side_by_side=512, microseconds=10),
+        SuiteTask("digits-mlp", "digits-mlp", 100, "short", 2, 10, 30, side_by_side=256, microseconds=43),
+        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 100, "short", 2, 10, 30, side_by_side=512, microseconds=12),
+        SuiteTask("diabetes-mlp", "diabetes-mlp", 300, "medium", 2, 10, 30, side_by_side=512, microseconds=9),
+        SuiteTask("wine-mlp", "wine-mlp", 300, "noise", 2, 10, 30, side_by_side=512, microseconds=10),
     ),
     other_optimizers=("rmsprop",),
+    leaves_out=SLOW_RIVALS,
 )
 
 STANDARD = Suite(
@@ -238,14 +246,14 @@ STANDARD = Suite(
         _noise(1, 5000, 40),
         _noise(2, 5000, 40),
         _noise(3, 5000, 40),
-        SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 2, side_by_side=512, microseconds=10),
-        SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 2, side_by_side=256, microseconds=20),
-        SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 1, is_costly=True, side_by_side=32, microseconds=700),
-        SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 1, None, 16, True, 32, 500),
-        SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 1, is_costly=True, side_by_side=32, microseconds=1500),
-        SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 1, is_costly=True, side_by_side=4, microseconds=8000),
-        SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 1, None, 16, True, 4, 2500),
-        SuiteTask("shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 1, is_costly=True, side_by_side=2, microseconds=16000),
+        SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 100, side_by_side=512, microseconds=10),
+        SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 100, side_by_side=256, microseconds=20),
+        SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 30, is_costly=True, side_by_side=32, microseconds=700),
+        SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 30, None, 16, True, 32, 500),
+        SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 30, is_costly=True, side_by_side=32, microseconds=1500),
+        SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 30, is_costly=True, side_by_side=4, microseconds=8000),
+        SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 30, None, 16, True, 4, 2500),
+        SuiteTask("shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 30, is_costly=True, side_by_side=2, microseconds=16000),
     ),
 )
 

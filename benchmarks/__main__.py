@@ -1,0 +1,275 @@
+"""Is a controller better than what people do by hand? Runs it against tuned schedules and rules, and says so with intervals."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from tyro.extras import SubcommandApp
+
+from benchmarks.analysis import summarise
+from benchmarks.contestants import enter, left_out, rivals
+from benchmarks.engine import Benchmark, Engine, LocalEngine
+from benchmarks.records import Cell, CellResult
+from benchmarks.report import print_tables, write
+from benchmarks.statistics import paired_difference
+from benchmarks.store import Store, StoreError
+from benchmarks.suites import SUITES, Suite, find_suite
+from benchmarks.terminal import make_console
+from lr_env.checks import positive_integer, unknown_name
+
+STORE = "results.sqlite"
+RESULTS = Path("results/bench")
+MOST_WORKERS = 8
+
+Folder: TypeAlias = Annotated[Path, tyro.conf.Positional]
+Name: TypeAlias = Annotated[str, tyro.conf.Positional]
+
+app = SubcommandApp()
+
+
+@app.command
+def run(
+    suite: str = "quick",
+    controllers: tuple[str, ...] = (),
+    seeds: int | None = None,
+    output: Path | None = None,
+    workers: int | None = None,
+    replace_optimizer: bool = False,
+    controls: bool = True,
+) -> None:
+    """Runs a suite; what an earlier or interrupted run has computed is not computed again. Ends with the tables.
+
+    Args:
+        suite: Its name; see `lr-bench list`.
+        controllers: What enters beside the rivals, with commas between: `name=file.safetensors`, `path/to/file.py:MyController`,
+            `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds.
+        seeds: Reported trainings of each task, at least 2; the suite's own where not given.
+        output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
+        workers: Processes; one for each core, at most 8, where not given.
+        replace_optimizer: Run controllers that were made for another optimizer with each track's all the same.
+        controls: Run the controls of each controller that enters, too: does what it sees matter?
+    """
+    chosen = find_suite(suite).with_reporting(seeds)
+    chosen.check_data()
+    contestants = enter(controllers, chosen, replace_optimizer, controls)
+    folder = RESULTS / chosen.name if output is None else output
+    console = make_console()
+    for name, reason in left_out(chosen).items():
+        console.print(f"Left out: {name}, {reason}")
+    engine: Engine = LocalEngine(_cores() if workers is None else positive_integer("workers", workers))
+    with Store(folder / STORE) as store:
+        benchmark, cells = run_benchmark(chosen, contestants, store, engine)
+        show_problems(benchmark.problems, console)
+        entered = [contestant.name for contestant in contestants if contestant.is_entered]
+        print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store)), console)
+    console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}")
+
+
+@app.command
+def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...] = ()) -> None:
+    """Writes a page, figures and tables of what a folder holds.
+
+    Args:
+        folder: Of `lr-bench run`.
+        suite: Where the folder holds several.
+        controllers: Names of those that the report is about, with commas between; those that were entered where not given.
+    """
+    with open_store(folder) as store:
+        chosen = stored_suite(store, suite)
+        names = tuple(name.strip() for text in controllers for name in text.split(","))
+        summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), provenance(store))
+        console = make_console()
+        print_tables(summary, console)
+        console.print(f"Written to {write(summary, folder / 'report')}")
+
+
+@app.command
+def compare(first: Name, second: Name, output: Path = RESULTS / "quick", suite: str | None = None) -> None:
+    """Prints the paired differences of two contestants, per task.
+
+    Args:
+        first: Its name.
+        second: Its name.
+        output: Folder of the results.
+        suite: Where the folder holds several.
+    """
+    with open_store(output) as store:
+        chosen = stored_suite(store, suite)
+        cells = [(cell, result) for cell, result in store.cells(chosen.key) if cell.role == "report" and result.error is None]
+    names = {cell.contestant for cell, _ in cells}
+    for name in (first, second):
+        if name not in names:
+            raise unknown_name("contestant", name, names)
+    make_console().print(comparison(cells, first, second))
+
+
+@app.command(name="list")
+def list_all(suite: str | None = None) -> None:
+    """Lists the suites; or the tasks and rivals of one.
+
+    Args:
+        suite: Its name.
+    """
+    console = make_console()
+    if suite is None:
+        table = new_table("Suites", ("Suite", "version", "tasks", "tracks", "core hours, about", "what for"))
+        for each in SUITES.values():
+            row = (each.name, str(each.version), str(len(each.tasks)), ", ".join(each.tracks), f"{hours(each):.2g}", each.question)
+            table.add_row(*row)
+        console.print(table)
+        return
+    chosen = find_suite(suite)
+    table = new_table(chosen.question, ("Task", "budget", "SGD steps", "tuning seeds", "reported seeds", "random search", "whole grids"))
+    for task in chosen.tasks:
+        numbers = (task.horizon, task.tuning, task.reporting, task.pool)
+        table.add_row(task.name, task.budget, *(f"{number:,}" for number in numbers), "no" if task.is_costly else "yes")
+    console.print(table)
+    table = new_table("Rivals", ("Contestant", "tuned", "points", "tracks"))
+    for contestant in rivals(chosen):
+        points = len(next(iter(contestant.grid.values())).points(chosen.tasks[0])) if contestant.grid else 0
+        table.add_row(contestant.name, contestant.tuning or "not", str(points or "–"), ", ".join(contestant.tracks))
+    console.print(table)
+
+
+def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine) -> tuple[Benchmark, list[Cell]]:
+    """Runs with a progress bar; returns the benchmark and the cells that it is about."""
+    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go {postfix}"
+    with tqdm(total=1.0, desc=suite.key, bar_format=layout, dynamic_ncols=True, smoothing=0.1) as bar:
+
+        def show(what: str, done: float, known: float) -> None:
+            bar.total = max(bar.total + known, bar.n + done)
+            bar.set_postfix_str(what[:60], refresh=False)
+            bar.update(done)
+
+        benchmark = Benchmark(suite, contestants, store, engine, show)
+        bar.total = benchmark.cost()
+        try:
+            cells = benchmark.run()
+        finally:
+            engine.shutdown()
+        bar.total = bar.n
+        bar.set_postfix_str("")
+    return benchmark, cells
+
+
+def stored(store: Store, cells: Sequence[Cell], benchmark: Benchmark) -> list[tuple[Cell, CellResult]]:
+    """The cells' results, from the store, with curves; what could not be stored from memory."""
+    return [(cell, store.find(cell) or benchmark.results[cell.key]) for cell in cells]
+
+
+def open_store(folder: Path) -> Store:
+    """The store of a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = folder / STORE
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no results in {folder}: it has no file {STORE}. `lr-bench run --output {folder}` makes them.")
+    return Store(path)
+
+
+def stored_suite(store: Store, name: str | None) -> Suite:
+    """The suite of this name, or the only one that a store has results of.
+
+    Raises:
+        ValueError: If there is none or several, or its version is not the present one.
+    """
+    keys = store.suites()
+    found = [key for key in keys if name in (None, key.rpartition("-")[0])]
+    known = {suite.key: suite for suite in SUITES.values()}
+    if len(found) != 1:
+        raise ValueError(f"{store.path} has results of {', '.join(keys) or 'no finished suite'}. Choose one with --suite.")
+    if found[0] not in known:
+        raise ValueError(f"{store.path} has results of {found[0]}, but this version has {', '.join(known)}.")
+    return known[found[0]]
+
+
+def entered_names(store: Store, suite: Suite) -> tuple[str, ...] | None:
+    """Contestants of a store that are no rivals; None where there is none."""
+    known = {contestant.name for contestant in rivals(suite)}
+    names = dict.fromkeys(cell.contestant for cell, _ in store.cells(suite.key) if cell.contestant not in known)
+    return tuple(name for name in names if not any(name.startswith(f"{other}: ") for other in names)) or None
+
+
+def comparison(cells: Sequence[tuple[Cell, CellResult]], first: str, second: str) -> Table:
+    """Paired differences of log10 of the final loss, below 0 the first is better; controllers of several training seeds are averaged."""
+    scores: dict[tuple[str, str], dict[str, list[CellResult]]] = {}
+    for cell, result in cells:
+        if cell.contestant in (first, second):
+            scores.setdefault((cell.track, cell.task), {}).setdefault(cell.contestant, []).append(result)
+    title = f"log10 of the final loss: {first} − {second}, paired; below 0 the first is better"
+    table = new_table(title, ("Track", "Task", first, second, "difference [95 % interval]", "loss ratio", "diverged"))
+    for (track, task), found in scores.items():
+        if len(found) < 2:
+            continue
+        ours, theirs = (np.mean([result.scores for result in found[name]], axis=0) for name in (first, second))
+        if len(ours) != len(theirs):
+            table.add_row(track, task, "ran on other seeds")
+            continue
+        difference = paired_difference(ours, theirs)
+        interval = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+        diverged = " / ".join(f"{np.mean([result.diverged for result in found[name]]):.0%}" for name in (first, second))
+        table.add_row(track, task, f"{ours.mean():+.3f}", f"{theirs.mean():+.3f}", interval, f"{10**difference.mean:.3f}", diverged)
+    return table
+
+
+def provenance(store: Store) -> dict[str, str]:
+    """Command, machines and versions."""
+    machines = [", ".join(f"{name} {value}" for name, value in machine.items()) for machine in store.machines()]
+    return {"command": shlex.join(["lr-bench", *sys.argv[1:]])} | {f"machine {number}": text for number, text in enumerate(machines, 1)}
+
+
+def show_problems(problems: Sequence[str], console: Console) -> None:
+    """Says what went wrong."""
+    if problems:
+        console.print(f"{len(problems)} problems; the rest is as it should be:", style="bold")
+        for problem in problems:
+            console.print(f"  {problem}", markup=False)
+
+
+def hours(suite: Suite) -> float:
+    """Of one core, estimated."""
+    with_nothing: Any = None  # no store is needed to count
+    return Benchmark(suite, rivals(suite), with_nothing, LocalEngine()).cost() / 3600
+
+
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """A table whose numbers stand below each other."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _cores() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, MOST_WORKERS)
+
+
+def main() -> None:
+    """The command `lr-bench`.
+
+    Raises:
+        SystemExit: With status 1 and a message, if something that the user gave is wrong.
+    """
+    torch.set_num_threads(1)
+    try:
+        app.cli(description=__doc__, prog="lr-bench")
+    except (ValueError, FileNotFoundError, ImportError, TypeError, StoreError) as error:
+        raise SystemExit(f"lr-bench: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
