@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lr_env import MDP, BoundController, ControllerLR
 from tests.test_scheduler import ALL_OF_A_LOOP, bind
@@ -65,10 +67,13 @@ class Rates(pl.Callback):  # type: ignore[misc, name-defined]
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def batches() -> DataLoader[Any]:
+def batches(size: int = 16) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     inputs, targets = torch.randn(BATCHES * 16, 4, generator=generator), torch.randint(3, (BATCHES * 16,), generator=generator)
-    return DataLoader(TensorDataset(inputs, targets), 16)
+    dataset = TensorDataset(inputs, targets)
+    # Lightning's own sampler would shuffle.
+    sampler = DistributedSampler(dataset, shuffle=False) if torch.distributed.is_initialized() else None
+    return DataLoader(dataset, size, sampler=sampler)
 
 
 def trainer(callbacks: list[Any], **options: Any) -> Any:
@@ -76,10 +81,12 @@ def trainer(callbacks: list[Any], **options: Any) -> Any:
     return pl.Trainer(accelerator="cpu", callbacks=callbacks, **{"max_epochs": EPOCHS, **quiet, **options})
 
 
-def fit(module: Module | None = None, callback: Any = None, checkpoint: Path | None = None, **options: Any) -> tuple[list[float], Module, Any]:
+def fit(
+    module: Module | None = None, callback: Any = None, checkpoint: Path | None = None, size: int = 16, **options: Any
+) -> tuple[list[float], Module, Any]:
     """A training with the callback: rates, module and callback."""
     module, rates, callback = module or Module(), Rates(), callback or ControllerCallback(controller())
-    trainer([rates, callback, *options.pop("callbacks", [])], **options).fit(module, batches(), ckpt_path=checkpoint)
+    trainer([rates, callback, *options.pop("callbacks", [])], **options).fit(module, batches(size), ckpt_path=checkpoint)
     return rates.rates, module, callback
 
 
@@ -221,17 +228,13 @@ def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         run.fit(Module(), batches())
 
 
-def test_without_lightning_the_error_says_what_to_install() -> None:
-    code = """
-import sys
-import lr_env, lr_env.integrations
-assert not {"lightning", "transformers", "accelerate"} & set(sys.modules)
-sys.modules["lightning"] = None
-try:
-    import lr_env.integrations.lightning
-except ImportError as error:
-    assert "pip install 'lr-env[lightning]'" in str(error)
-else:
-    raise AssertionError
-"""
+def test_without_lightning_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.delitem(sys.modules, "lr_env.integrations.lightning")
+    with pytest.raises(ImportError, match=r"pip install 'lr-env\[lightning\]'"):
+        importlib.import_module("lr_env.integrations.lightning")
+
+
+def test_the_package_does_not_import_other_libraries() -> None:
+    code = "import sys, lr_env, lr_env.integrations; sys.exit(bool({'lightning', 'transformers', 'accelerate'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
