@@ -22,9 +22,11 @@ from benchmarks.controls import (
     state_blind,
 )
 from benchmarks.runner import Runner, run
-from lr_env import MDP, BoundController, PolicyNetwork, TaskFamily, make_task
+from lr_env import MDP, BoundController, PolicyNetwork, TaskFamily
+from tests.rollouts import tiny_task
 
 NAN = float("nan")
+SCALED = TaskFamily("scaled", tiny_task(), (-1.5, 1.5))
 
 
 class Echo:
@@ -69,7 +71,7 @@ def test_every_observation_is_seen_by_one_training_in_an_order_of_each_step() ->
 
 
 def test_shuffling_changes_a_controller_s_result_but_not_a_schedule_s() -> None:
-    task, seeds = "digits-mlp-scaled", [0, 1, 2, 3]
+    task, seeds = SCALED, [0, 1, 2, 3]
     assert (run(shuffled_observations(policy()), task, seeds, 10).rates != run(policy(), task, seeds, 10).rates).any()
     schedule = constant(0.3).bind()
     np.testing.assert_array_equal(run(shuffled_observations(schedule), task, seeds, 10).rates, run(schedule, task, seeds, 10).rates)
@@ -106,7 +108,7 @@ def test_mean_observations_are_those_of_running_trainings() -> None:
 
 
 def test_state_blind_trainings_share_their_rates() -> None:
-    seeds, task = [0, 1, 2], "digits-mlp-scaled"
+    seeds, task = [0, 1, 2], SCALED
     seen = mean_observations(Runner(task, policy().mdp, [7, 8, 9], horizon=12), policy().controller)
     rates = run(state_blind(policy(), seen), task, seeds, 12).rates
     np.testing.assert_array_equal(rates, rates[:, :1].repeat(3, axis=1))
@@ -134,7 +136,7 @@ def test_smoothing_is_a_moving_geometric_mean(count: int, reach: int) -> None:
 
 
 def test_replays_apply_the_rates() -> None:
-    task, seeds = "digits-mlp-scaled", [0, 1, 2]
+    task, seeds = SCALED, [0, 1, 2]
     mdp = policy().mdp
     rates = 10 ** np.random.default_rng(0).uniform(-2, -1, (60, 3))
     result = run(same_instance_replay(mdp, rates, 2.0), task, seeds, 60)
@@ -146,10 +148,9 @@ def test_replays_apply_the_rates() -> None:
 
 
 def test_an_instance_s_other_seeds_share_its_draws_alone() -> None:
-    family = TaskFamily("scaled", make_task("digits-logreg"), (-1.5, 1.5))
     scales = {}
     for instances in (None, [5, 5, 6]):
-        runner = Runner(family, MDP(features=["log_loss"], action="rate"), [1, 2, 3], horizon=2, instances=instances)
+        runner = Runner(SCALED, MDP(features=["log_loss"], action="rate"), [1, 2, 3], horizon=2, instances=instances)
         result = runner.run(constant(0.1).bind().controller)
         scales[instances is None] = runner._episodes.population.batches.input_scales.numpy().copy(), result.losses
     own, shared = scales[True][0], scales[False][0]
@@ -160,7 +161,7 @@ def test_an_instance_s_other_seeds_share_its_draws_alone() -> None:
 
 
 def test_rates_of_other_seeds_are_those_of_runs_of_the_instance() -> None:
-    task, bound = "digits-mlp-scaled", policy()
+    task, bound = SCALED, policy()
     rates = other_seeds_rates(bound, task, [5, 6], [1, 2, 3], horizon=10)
     for member, instance in enumerate([5, 6]):
         runs = Runner(task, bound.mdp, [1, 2, 3], horizon=10, instances=[instance] * 3).run(bound.controller).rates
@@ -181,7 +182,3 @@ def test_rates_of_other_seeds_are_those_of_runs_of_the_instance() -> None:
 def test_what_cannot_be_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_instances_are_of_named_tasks_too() -> None:
-    assert make_task("digits-mlp-scaled").varies_inputs  # or the tests above would test nothing

@@ -135,11 +135,11 @@ def test_armijo_line_search(optimizer: str) -> None:
             rate = max(rate * 0.7, limits.lowest)
         return rate
 
-    expected, passes = naive(tiny_task(), [2, 5, 6], optimizer, 25, choose)
+    expected, passes = naive(tiny_task(), [2, 5], optimizer, 15, choose)
     rule = ArmijoLineSearch(0.3, shrink=0.7, growth=4.0)
-    np.testing.assert_allclose(drive(rule.bind(optimizer), tiny_task(), [2, 5, 6], 25), expected, rtol=1e-9)
+    np.testing.assert_allclose(drive(rule.bind(optimizer), tiny_task(), [2, 5], 15), expected, rtol=1e-9)
     np.testing.assert_array_equal(rule.extra_forward_passes, passes)
-    assert len(np.unique(expected)) > 20
+    assert len(np.unique(expected)) > 10
 
 
 def test_greedy_branching() -> None:
