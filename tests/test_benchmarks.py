@@ -8,7 +8,6 @@ import pytest
 from agents.schedules import constant
 from benchmarks.baselines import extended_search, grid
 from benchmarks.runner import compare, run
-from benchmarks.statistics import paired_difference
 from benchmarks.time_to_result import Run, Watch, make_table
 from lr_env import MDP, BoundController, LearningRateEnv
 from lr_env.seeding import Role, role_seeds
@@ -57,19 +56,6 @@ def test_search_extends_a_grid_whose_edge_wins() -> None:
     assert max(tuned.scores) > tuned.best
     bounded = extended_search(lambda rate: -rate, grid(-3), 1e-6, 10.0)
     assert bounded.best <= 10.0
-
-
-def test_interval_covers_the_mean() -> None:
-    generator, covered = np.random.default_rng(0), 0
-    for seed in range(60):
-        first = generator.normal(size=40)
-        difference = paired_difference(first, first - generator.normal(0.3, 1.0, size=40), seed, num_resamples=500)
-        covered += difference.low <= 0.3 <= difference.high
-    assert 50 <= covered <= 60
-    same = paired_difference(np.ones(3), np.ones(3))
-    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="same length"):
-        paired_difference(np.ones(3), np.ones(4))
 
 
 def test_seeds_of_roles_are_disjoint() -> None:
