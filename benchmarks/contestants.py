@@ -382,7 +382,7 @@ def rivals(suite: Suite) -> list[Contestant]:
     everywhere = (*tracks, *others)
 
     def tuned(name: str, shapes: Sequence[str], tuning: Tuning, optimizers: Sequence[str] = tracks) -> Contestant:
-        return Contestant(name, ScheduleMaker(), {optimizer: _rate_grid(optimizer, shapes) for optimizer in optimizers}, tuning)
+        return Contestant(name, ScheduleMaker(), {optimizer: _rate_grid(optimizer, shapes, optimizer in tracks) for optimizer in optimizers}, tuning)
 
     defaults: dict[str, tuple[Point, ...]] = {name: ({"shape": "constant", "rate": DEFAULT_RATES[name]},) for name in everywhere}
     found = [
@@ -409,11 +409,11 @@ def left_out(suite: Suite) -> dict[str, str]:
     return {name: reason.format(package) for name, package in missing.items()}
 
 
-def _rate_grid(optimizer: str, shapes: Sequence[str]) -> Grid:
+def _rate_grid(optimizer: str, shapes: Sequence[str], is_tuned_on_costly: bool) -> Grid:
     """From one decade above the lowest rate that controllers may choose."""
     limits = rate_limits(optimizer)
     choices: list[Point] = [{"shape": shape} for shape in shapes]
-    costly = tuple(choice for choice in choices if choice["shape"] in COSTLY_SHAPES)
+    costly = tuple(choice for choice in choices if choice["shape"] in COSTLY_SHAPES and is_tuned_on_costly)
     return Grid("rate", round(float(np.log10(limits[0]))) + 1, limits, tuple(choices), costly)
 
 

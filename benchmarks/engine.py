@@ -27,7 +27,7 @@ import torch
 
 from agents.rules import AttachedRule
 from benchmarks.baselines import SideBySide
-from benchmarks.contestants import Contestant, ControlMaker, Maker, comparable, execution
+from benchmarks.contestants import RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution
 from benchmarks.records import Cell, CellResult, CellRole, Point
 from benchmarks.runner import Result, Runner
 from benchmarks.store import Store, StoreError
@@ -40,6 +40,8 @@ POLL = 0.5
 """Seconds between looks at what another process computes."""
 ATTEMPTS = 3
 """How often work is begun whose process dies."""
+LOOPED_MICROSECONDS, DECISION_MICROSECONDS, CELL_SECONDS = 1000.0, 40.0, 0.02
+"""Measured, as the suites' numbers: of a step in a loop over members, of a controller's decision, of a cell's share of making a population."""
 UNDONE = object()
 
 
@@ -205,9 +207,11 @@ def _release_memory() -> None:
 
 
 def cell_cost(task: SuiteTask, cell: Cell) -> float:
-    """Seconds of one core, estimated."""
+    """Seconds of one core, estimated: SGD steps, evaluations, and what a cell costs however many trainings it has."""
+    microseconds = task.microseconds + (LOOPED_MICROSECONDS if cell.contestant in RATE_FREE else 0.0)
     evaluations = 2 if cell.role == "report" else 1
-    return len(cell.seeds) * (task.horizon * task.microseconds * 1e-6 + evaluations * task.evaluation * 1e-3)
+    of_trainings = len(cell.seeds) * (task.horizon * microseconds * 1e-6 + evaluations * task.evaluation * 1e-3)
+    return of_trainings + task.horizon * DECISION_MICROSECONDS * 1e-6 + CELL_SECONDS
 
 
 def keeps_curves(cell: Cell) -> bool:

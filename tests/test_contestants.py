@@ -1,0 +1,193 @@
+"""Who takes part: rivals, files, code, and what makes them another contestant."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.contestants import CONTROLS, SHAPES, Grid, ScheduleMaker, enter, rivals
+from benchmarks.engine import Work, compute
+from benchmarks.records import Cell
+from benchmarks.suites import QUICK, STANDARD
+from lr_env import MDP, BoundController, PolicyNetwork, save_controller
+from tests.benchmark_runs import tiny_suite
+
+SUITE = tiny_suite(1, tracks=("momentum", "adamw"))
+TASK = SUITE.tasks[0]
+
+MINE = """
+import numpy as np
+from lr_env import MDP
+
+class Mine:
+    mdp = MDP(features=["loss_trend"], action="relative")
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.where(observation > 0, -1.0, 0.1), state
+
+def bound(optimizer):
+    return Mine().mdp and __import__("agents").StochasticPolyak(0.3).bind(optimizer)
+
+def only_adamw():
+    from lr_env import BoundController
+    return BoundController(Mine(), MDP(optimizer="adamw", features=["loss_trend"]))
+
+instance = Mine()
+number = 3
+"""
+
+
+def save(path: Path, optimizer: str = "momentum", seed: int = 0) -> Path:
+    mdp = MDP(optimizer=optimizer, features=["log_rate"], action="relative", initial_rate_decades=1.0)
+    save_controller(path, BoundController(PolicyNetwork(1, 1, (4,), seed), mdp))
+    return path
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def entered(given: list[str], **options: bool) -> dict:  # type: ignore[type-arg]
+    return {contestant.name: contestant for contestant in enter(given, SUITE, **options) if contestant.is_entered}
+
+
+def test_code_enters_by_path(code: Path) -> None:
+    [(name, contestant)] = entered([f"{code}:Mine"]).items()
+    assert (name, contestant.tracks) == ("Mine", ("momentum", "adamw"))
+    bound = contestant.make("adamw", TASK, (1,), {})
+    assert (bound.mdp.optimizer, bound.mdp.features) == ("adamw", ["loss_trend"])
+    assert contestant.make("adamw", TASK, (1,), {}).controller is not bound.controller
+
+
+def test_code_enters_as_function_instance_and_for_one_track(code: Path) -> None:
+    found = entered([f"a={code}:bound,b={code}:instance", f"c={code}:only_adamw"])
+    assert found["a"].make("momentum", TASK, (), {}).mdp.optimizer == "momentum"
+    assert found["b"].make("adamw", TASK, (), {}).mdp.optimizer == "adamw"
+    assert found["c"].tracks == ("adamw",)
+    assert entered([f"c={code}:only_adamw"], replaces_optimizer=True)["c"].tracks == ("momentum", "adamw")
+
+
+def test_files_enter_with_several_training_seeds(tmp_path: Path, code: Path) -> None:
+    first, second = save(tmp_path / "first.safetensors"), save(tmp_path / "second.safetensors", seed=1)
+    found = entered([f"ppo={first},{second},{code}:Mine", str(first)])
+    assert list(found) == ["ppo", "Mine", "first"]
+    ppo = found["ppo"]
+    assert ppo.tracks == ("momentum",)
+    assert ppo.points["momentum"] == ({"training_seed": 0}, {"training_seed": 1})
+    identities = [ppo.make.identity(point) for point in ppo.points["momentum"]]
+    assert identities[0] == found["first"].make.identity({"training_seed": 0}) != identities[1]
+
+
+def test_a_model_of_stable_baselines_enters_with_its_decision_process(tmp_path: Path) -> None:
+    sb3 = pytest.importorskip("stable_baselines3")
+    from agents.sb3 import make_sb3_env
+
+    mdp = MDP(optimizer="momentum", features=["log_rate"])
+    env = make_sb3_env(2, task="wine-mlp", horizon=4, optimizer="momentum", features=["log_rate"])
+    sb3.PPO("MlpPolicy", env, n_steps=4, batch_size=8, seed=0).save(tmp_path / "model.zip")
+    with pytest.raises(FileNotFoundError, match=r"needs its decision process beside it: model\.mdp\.json"):
+        enter([str(tmp_path / "model.zip")], SUITE)
+    (tmp_path / "model.mdp.json").write_text(json.dumps({"algorithm": "ppo", "mdp": mdp.to_dict()}))
+    model = entered([str(tmp_path / "model.zip")])["model"]
+    assert model.tracks == ("momentum",)
+    actions, _ = model.make("momentum", TASK, (1,), {"training_seed": 0}).controller.predict(np.zeros((3, 1), np.float32), deterministic=True)
+    assert actions.shape == (3, 1)
+
+
+def test_a_changed_file_is_another_contestant(tmp_path: Path, code: Path) -> None:
+    make = entered([f"{code}:Mine"])["Mine"].make
+    before = make.identity({})
+    code.write_text(MINE.replace("-1.0", "-0.5"))
+    assert make.identity({}) != before
+    path = save(tmp_path / "first.safetensors")
+    make = entered([str(path)])["first"].make
+    before = make.identity({"training_seed": 0})
+    save(path, seed=5)
+    assert make.identity({"training_seed": 0}) != before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cosin (shared)", "Unknown contestant.*cosine"),
+        ("missing.safetensors", "There is no file"),
+        ("nothing.py:Mine", "There is no file"),
+        ("{code}:Min", "Unknown object in .*Mine"),
+        ("{code}:number", "not callable|no signature|callable"),
+        ("no_such_module:Mine", "No module named"),
+        ("SPS={code}:Mine", "'SPS' is taken"),
+        ("a={code}:Mine,a={code}:Mine", "'a' is taken"),
+        ("{sgd}", "fits none of the tracks momentum, adamw: .*--replace-optimizer"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, code: Path, given: str, message: str) -> None:
+    sgd = save(tmp_path / "sgd.safetensors", "sgd")
+    with pytest.raises((ValueError, FileNotFoundError, ImportError, TypeError), match=message):
+        enter([given.format(code=code, sgd=sgd)], SUITE)
+
+
+def test_names_of_rivals_may_be_given() -> None:
+    assert list(entered(["SPS,cosine (shared)"])) == ["cosine (shared)", "SPS"]
+
+
+@pytest.mark.parametrize("suite", [QUICK, STANDARD], ids=lambda suite: suite.name)
+def test_all_rivals_make_controllers_at_all_their_points(suite) -> None:  # type: ignore[no-untyped-def]
+    for contestant in rivals(suite):
+        for track in contestant.tracks:
+            points = contestant.grid[track].points(suite.tasks[0])[::14] if contestant.grid else contestant.points[track]
+            for point in points:
+                assert contestant.make.identity(point) == contestant.make.identity(point)
+                assert isinstance(contestant.make(track, suite.tasks[0], (1,), point), BoundController)
+
+
+def test_a_grid_has_15_points_a_third_of_a_decade_apart() -> None:
+    grid = Grid("rate", -4, (1e-5, 1e1), ({"shape": "constant"},))
+    rates = [point["rate"] for point in grid.points(TASK)]
+    np.testing.assert_allclose(np.diff(np.log10(rates)), 1 / 3, atol=1e-5)
+    assert (len(rates), rates[0]) == (15, 1e-4)
+
+
+def test_a_grid_grows_at_its_edges_up_to_the_limits() -> None:
+    grid = Grid("rate", -4, (1e-5, 1e1))
+    scores = {index: float(index) for index in range(15)}
+    assert grid.beyond(scores) == [-1, -2, -3]
+    assert grid.beyond(scores | {-3: -1.0, -2: 0.0, -1: 0.0}) == []  # 1e-5 is the limit
+    assert grid.beyond({index: -score for index, score in scores.items()}) == [15]
+    assert grid.beyond(scores | {7: -1.0}) == []
+    assert grid.beyond(dict.fromkeys(scores, np.inf)) == []
+
+
+def test_contestants_of_the_same_schedule_share_their_trainings() -> None:
+    point = {"shape": "cosine", "rate": 0.1}
+    found = {contestant.name: contestant for contestant in rivals(SUITE)}
+    assert found["tuned per task"].make.identity(point) == found["cosine (shared)"].make.identity(point)
+    assert len({ScheduleMaker().identity({"shape": shape}) for shape in SHAPES}) == len(SHAPES)
+
+
+def test_costly_tasks_have_smaller_grids() -> None:
+    costly = dataclasses.replace(TASK, is_costly=True)
+    found = {contestant.name: contestant for contestant in rivals(STANDARD)}
+    assert len(found["tuned per task"].grid["momentum"].points(costly)) == 3 * 15
+    assert len(found["SPS"].grid["momentum"].points(costly)) == 15
+    assert found["normalised gradient"].grid["momentum"].points(costly) == []
+
+
+def test_controls_enter_beside_a_controller_and_run(tmp_path: Path) -> None:
+    path = save(tmp_path / "first.safetensors")
+    contestants = {contestant.name: contestant for contestant in enter([f"ppo={path}"], SUITE)}
+    assert [name for name in contestants if name.startswith("ppo: ")] == [f"ppo: {kind}" for kind in CONTROLS]
+    assert len(enter([f"ppo={path}"], SUITE, has_controls=False)) == len(contestants) - len(CONTROLS)
+    makers = [contestants[f"ppo: {kind}"].make for kind in CONTROLS]
+    assert len({make.identity({"training_seed": 0}) for make in makers}) == len(CONTROLS)
+    for make in makers[::3]:
+        cell = Cell("tiny-1", "momentum", TASK.name, TASK.setting, "ppo: x", "", "report", {"training_seed": 0}, (3, 4))
+        [result] = compute(Work(TASK, 64, (cell,), (make,)))
+        assert result.error is None
+        assert np.isfinite(result.scores).all()
