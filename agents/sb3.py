@@ -18,7 +18,7 @@ import copy
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ try:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.noise import NormalActionNoise
-    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.noise import VectorizedActionNoise
+    from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
     from stable_baselines3.common.running_mean_std import RunningMeanStd
-    from stable_baselines3.common.torch_layers import FlattenExtractor
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
     from stable_baselines3.dqn.policies import DQNPolicy
+    from stable_baselines3.sac.policies import Actor as SACActor
     from stable_baselines3.sac.policies import SACPolicy
+    from stable_baselines3.td3.policies import Actor as TD3Actor
     from stable_baselines3.td3.policies import TD3Policy
 except ImportError as error:
     raise ImportError("agents.sb3 needs Stable-Baselines3: pip install 'lr-env[sb3]'.") from error
@@ -247,12 +249,185 @@ def _by_member(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+class CorrelatedActionNoise(VectorizedActionNoise):
+    """Stationary Ornstein-Uhlenbeck noise of all members at once (Lillicrap et al. 2015, section 3).
+
+    A rate that is off for some decisions shows in their rewards, where white noise averages out. SB3's own noise begins each training at
+    0, and begins anew where a training is resumed.
+
+    Args:
+        num_envs: N.
+        scale: Standard deviation, of actions in [-1, 1].
+        correlation: Of successive noise, within [0, 1).
+    """
+
+    def __init__(self, num_envs: int, scale: float = 0.2, correlation: float = 0.85) -> None:
+        self.num_envs, self.scale, self.correlation = num_envs, scale, correlation
+        self.values: np.ndarray | None = None
+        """The noise of the last decision over its scale, ``(N, 1)``."""
+
+    def __call__(self) -> np.ndarray:
+        """The next noise ``(N, 1)``, the same for all rates of a member; drawn from NumPy's global generator, as SB3 does."""
+        fresh = np.random.normal(size=(self.num_envs, 1))  # noqa: NPY002
+        self.values = fresh if self.values is None else self.correlation * self.values + np.sqrt(1 - self.correlation**2) * fresh
+        return (self.scale * self.values).astype(np.float32)
+
+    def reset(self, indices: Iterable[int] | None = None) -> None:
+        """Draws afresh for members whose training has ended; SB3 calls it without members when ``learn`` begins, which changes nothing."""
+        if self.values is not None and indices is not None:
+            members = list(indices)
+            self.values[members] = np.random.normal(size=(len(members), 1))  # noqa: NPY002
+
+    def __repr__(self) -> str:
+        return f"CorrelatedActionNoise({self.num_envs}, scale={self.scale}, correlation={self.correlation})"
+
+
+class CalmActor(BasePolicy):
+    """What :class:`CalmTD3Policy` and :class:`CalmSACPolicy` do to SB3's actors.
+
+    Attributes:
+        num_updates: So many gradients have come by.
+    """
+
+    num_updates: torch.Tensor
+
+    def start_calmly(self, last: nn.Linear, actor_starts: int, saturation_penalty: float) -> None:
+        """Makes the first actions nearly 0 and sets what :meth:`calm` does.
+
+        Args:
+            last: The layer before the tanh.
+            actor_starts: Gradients that are ignored at first.
+            saturation_penalty: Weight of the mean squared preactivation of the tanh in the loss.
+        """
+        nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
+        nn.init.zeros_(last.bias)
+        self.actor_starts, self.saturation_penalty = actor_starts, saturation_penalty
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def calm(self, preactivations: torch.Tensor) -> torch.Tensor:
+        """Preactivations ``(N, A)`` as they are, with the gradient changed where one will come."""
+        if preactivations.requires_grad:
+            values = preactivations.detach()
+
+            def change(gradient: torch.Tensor) -> torch.Tensor:
+                self.num_updates += 1
+                if int(self.num_updates) <= self.actor_starts:
+                    return torch.zeros_like(gradient)
+                return gradient + 2 * self.saturation_penalty / values.numel() * values
+
+            preactivations.register_hook(change)
+        return preactivations
+
+
+class CalmTD3Actor(TD3Actor, CalmActor):
+    """Of :class:`CalmTD3Policy`."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Observations ``(N, F)`` to actions ``(N, A)`` in [-1, 1]."""
+        return self.calm(self.mu[:-1](self.extract_features(obs, self.features_extractor))).tanh()
+
+
+class CalmSACActor(SACActor, CalmActor):
+    """Of :class:`CalmSACPolicy`."""
+
+    def get_action_dist_params(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Of observations ``(N, F)``: mean and log of the standard deviation before the tanh, ``(N, A)`` each."""
+        mean, log_std, others = super().get_action_dist_params(obs)
+        return self.calm(mean), log_std, others
+
+
+class NormalisedReLU(nn.Module):
+    """Layer normalisation without parameters, then ReLU."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """``(N, H) -> (N, H)``."""
+        return nn.functional.layer_norm(values, values.shape[-1:]).relu()
+
+
+class CalmTD3Policy(TD3Policy):
+    """SB3's policy of TD3 and DDPG, with what steadies :class:`agents.ddpg.DDPG`.
+
+    The actor starts near 0, late, and is kept from saturating; the critics have layer normalisation against overestimation far from the
+    data. SB3's actor starts anywhere and at once follows an untrained critic, which pushes it to a bound, often the lowest rate, where the
+    tanh lets it learn no more.
+
+    Args:
+        *arguments: Of ``TD3Policy``.
+        actor_starts: Updates of the actor that are left out until the critic is trained.
+        saturation_penalty: Weight of the squared preactivations of the actor's tanh in its loss.
+        **options: Of ``TD3Policy``.
+    """
+
+    def __init__(self, *arguments: Any, actor_starts: int = 250, saturation_penalty: float = 1e-3, **options: Any) -> None:
+        self.actor_starts, self.saturation_penalty = actor_starts, saturation_penalty
+        super().__init__(*arguments, **options)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> CalmTD3Actor:
+        """The actor, or its target."""
+        actor = CalmTD3Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+        actor.start_calmly(actor.mu[-2], self.actor_starts, self.saturation_penalty)  # type: ignore[arg-type]
+        return actor
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """The critics, or their targets."""
+        self.critic_kwargs["activation_fn"] = NormalisedReLU
+        return super().make_critic(features_extractor)
+
+
+class CalmSACPolicy(SACPolicy):
+    """SB3's policy of SAC with critics as those of :class:`CalmTD3Policy`, and an actor whose mean starts so and whose noise starts smaller.
+
+    Args:
+        *arguments: Of ``SACPolicy``.
+        actor_starts: Updates of the actor's mean that are left out until the critic is trained.
+        saturation_penalty: Weight of the squared mean before the tanh in the actor's loss.
+        initial_log_std: Log of the standard deviation before the tanh at first; SB3's is near 0, nearly uniform actions.
+        **options: Of ``SACPolicy``.
+    """
+
+    def __init__(
+        self, *arguments: Any, actor_starts: int = 250, saturation_penalty: float = 1e-3, initial_log_std: float = -1.5, **options: Any
+    ) -> None:
+        self.actor_starts, self.saturation_penalty, self.initial_log_std = actor_starts, saturation_penalty, initial_log_std
+        super().__init__(*arguments, **options)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> CalmSACActor:
+        """The actor."""
+        actor = CalmSACActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+        actor.start_calmly(actor.mu, self.actor_starts, self.saturation_penalty)  # type: ignore[arg-type]
+        nn.init.uniform_(actor.log_std.weight, -3e-3, 3e-3)  # type: ignore[attr-defined]
+        nn.init.constant_(actor.log_std.bias, self.initial_log_std)  # type: ignore[attr-defined]
+        return actor
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """The critics, or their targets."""
+        self.critic_kwargs["activation_fn"] = NormalisedReLU
+        return super().make_critic(features_extractor)
+
+
+def default_policy(algorithm: str) -> str | type[BasePolicy]:
+    """First argument of an SB3 algorithm's constructor: ``"MlpPolicy"``, for off-policy algorithms with an actor a calm one.
+
+    Raises:
+        ValueError: If the algorithm is unknown.
+    """
+    if algorithm not in _HYPERPARAMETERS:
+        raise unknown_name("algorithm", algorithm, _HYPERPARAMETERS)
+    calm: Mapping[str, type[BasePolicy]] = {"ddpg": CalmTD3Policy, "sac": CalmSACPolicy, "td3": CalmTD3Policy}
+    return calm.get(algorithm, "MlpPolicy")
+
+
 def default_hyperparameters(algorithm: str, num_envs: int, decisions: int = 100, is_family: bool = False) -> dict[str, Any]:
-    """Arguments of an SB3 algorithm's constructor, after ``"MlpPolicy"`` and ``env``, that suit many short trainings side by side.
+    """Arguments of an SB3 algorithm's constructor, after :func:`default_policy` and ``env``, that suit many short trainings side by side.
 
     SB3's own defaults are for one environment: PPO's ``n_steps=2048`` would be 131,072 transitions a rollout with 64 members. Here a
     rollout of PPO is one training of each member, or 128 decisions of longer ones; off-policy algorithms learn after every step of all
     members. The discount is 1 − 1 / (10 · decisions): a smaller one prefers rates that are far too small (Wu et al. 2018).
+
+    DDPG, TD3 and SAC differ from what their papers publish, and SB3 with them, beside the policy in: random actions for one whole training
+    of each member at first; an update for every 16 members' decisions; returns of 5 decisions, as one hardly shows in the next loss; half
+    the rate, SAC's a little above its own; for TD3 an actor that follows at a quarter of the critic's pace, with targets as slow as
+    published; exploration that is correlated over decisions, but for SAC, which has its own.
 
     Args:
         algorithm: ``"a2c"``, ``"ddpg"``, ``"dqn"`` (for ``action="discrete"``), ``"ppo"``, ``"sac"`` or ``"td3"``.
@@ -309,12 +484,24 @@ def _off_policy(num_envs: int, decisions: int) -> dict[str, Any]:
     }
 
 
+def _with_actor(num_envs: int, decisions: int) -> dict[str, Any]:
+    return _off_policy(num_envs, decisions) | {
+        "learning_rate": 5e-4,
+        "learning_starts": num_envs * min(decisions, LONGEST_ROLLOUT),
+        "n_steps": 5,
+    }
+
+
+def _ddpg(num_envs: int, decisions: int) -> dict[str, Any]:
+    return _with_actor(num_envs, decisions) | {"action_noise": CorrelatedActionNoise(num_envs)}
+
+
 def _sac(num_envs: int, decisions: int) -> dict[str, Any]:
-    return _off_policy(num_envs, decisions) | {"ent_coef": "auto_0.01", "gradient_steps": max(1, num_envs // 8)}
+    return _with_actor(num_envs, decisions) | {"ent_coef": "auto_0.01"}
 
 
-def _deterministic(num_envs: int, decisions: int) -> dict[str, Any]:
-    return _off_policy(num_envs, decisions) | {"action_noise": NormalActionNoise(np.zeros(1), np.full(1, 0.1))}
+def _td3(num_envs: int, decisions: int) -> dict[str, Any]:
+    return _ddpg(num_envs, decisions) | {"policy_delay": 4, "tau": 0.02}
 
 
 def _dqn(num_envs: int, decisions: int) -> dict[str, Any]:
@@ -328,11 +515,11 @@ def _dqn(num_envs: int, decisions: int) -> dict[str, Any]:
 
 _HYPERPARAMETERS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
     "a2c": _a2c,
-    "ddpg": _deterministic,
+    "ddpg": _ddpg,
     "dqn": _dqn,
     "ppo": _ppo,
     "sac": _sac,
-    "td3": _deterministic,
+    "td3": _td3,
 }
 
 
@@ -384,7 +571,9 @@ class SB3Agent:
         self._scale = None if num_variants is None else VariantRewardScale(self._monitor, num_variants, float(hyperparameters.get("gamma", 0.99)))
         log = None if tensorboard_log is None else os.fspath(tensorboard_log)
         try:
-            self.model = kind("MlpPolicy", self._scale or self._monitor, seed=self.seed, tensorboard_log=log, **copy.deepcopy(dict(hyperparameters)))
+            self.model = kind(
+                default_policy(algorithm), self._scale or self._monitor, seed=self.seed, tensorboard_log=log, **copy.deepcopy(dict(hyperparameters))
+            )
         except (AssertionError, TypeError, AttributeError) as error:
             raise ValueError(f"Stable-Baselines3 refuses the hyperparameters {dict(hyperparameters)}: {error}") from error
         adapter.set_seeds(role_seeds(self.seed, Role.TRAIN, environment.num_envs))
@@ -430,6 +619,7 @@ class SB3Agent:
             "observations": model._last_obs,
             "starts": model._last_episode_starts,
             "memory": _memory_state(getattr(model, "replay_buffer", None)),
+            "noise": getattr(model.action_noise, "values", None),
             "torch_generator": torch.get_rng_state(),
             "numpy_generator": np.random.get_state(),  # noqa: NPY002  (SB3 draws from the global generators)
             "action_generator": generator.bit_generator.state,
@@ -462,6 +652,8 @@ class SB3Agent:
                 model.log_ent_coef.data.copy_(tree["entropy"])  # type: ignore[attr-defined]
             model._last_obs, model._last_episode_starts = tree["observations"], tree["starts"]
             _restore_memory(getattr(model, "replay_buffer", None), tree["memory"])
+            if isinstance(model.action_noise, CorrelatedActionNoise):
+                model.action_noise.values = tree["noise"]
             self._monitor.episode_returns, self._monitor.episode_lengths = tree["monitor"]
             if self._scale is not None:
                 self._scale.set_state(tree["reward_scale"])
@@ -623,7 +815,9 @@ def _dqn_parts(policy: Any) -> tuple[nn.Module, list[nn.Module], bool]:
 _PARTS: Mapping[type[Any], Callable[[Any], tuple[nn.Module, list[nn.Module], bool]]] = {
     ActorCriticPolicy: _actor_critic_parts,
     SACPolicy: _sac_parts,
+    CalmSACPolicy: _sac_parts,
     TD3Policy: _td3_parts,
+    CalmTD3Policy: _td3_parts,
     DQNPolicy: _dqn_parts,
 }
 """Of a policy: its features extractor, its layers from observations to actions, and whether a tanh bounds them."""
@@ -642,6 +836,6 @@ def load_model(algorithm: str, path: str | os.PathLike[str]) -> BaseAlgorithm:
         raise FileNotFoundError(f"There is no file {os.fspath(path)}.")
     kind: type[BaseAlgorithm] = getattr(stable_baselines3, algorithm.upper())
     try:
-        return kind.load(Path(path), device="cpu")
+        return kind.load(Path(path), device="cpu", replay_buffer_class=None)  # else SB3 warns of the one that it chose itself for n_steps
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{os.fspath(path)} is no model of {algorithm} that SB3 saved: {error!r}.") from error

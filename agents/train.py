@@ -101,7 +101,7 @@ def export(options: ExportOptions) -> Path:
     """
     from agents.sb3 import export_policy, load_model
 
-    mdp = MDP(**process_arguments(options, options.algorithm == "dqn", False))
+    mdp = MDP(**process_arguments(options, options.algorithm))
     path = options.model.with_suffix(".safetensors") if options.output is None else options.output
     save_controller(path, export_policy(load_model(options.algorithm, options.model), mdp))
     return path
@@ -173,10 +173,10 @@ class Training:
                 self.record["reference"] = self.evaluation.tune_reference()
                 self._write_record()
             self._evaluated = self._saved = agent.num_steps_taken
-            with tqdm(total=options.steps, initial=agent.num_steps_taken, desc=options.algorithm, unit=" steps", unit_scale=True) as self._bar:
-                agent.learn(options.steps, self._after_updates)
+            with tqdm(total=options.total_steps, initial=agent.num_steps_taken, desc=options.algorithm, unit=" steps", unit_scale=True) as self._bar:
+                agent.learn(options.total_steps, self._after_updates)
         history = self.record["history"]
-        is_finished = agent.num_steps_taken >= options.steps
+        is_finished = agent.num_steps_taken >= options.total_steps
         if is_finished and (not history or history[-1]["steps"] < agent.num_steps_taken):
             self._evaluate()
         if not history:  # stopped early: there shall be a result, but what an uninterrupted training would not know must not decide

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,18 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from torch import nn
 
-from agents.sb3 import LearningRateVecEnv, SB3Agent, VariantRewardScale, default_hyperparameters, export_policy, load_model, make_sb3_env
+from agents.sb3 import (
+    CorrelatedActionNoise,
+    LearningRateVecEnv,
+    SB3Agent,
+    VariantRewardScale,
+    default_hyperparameters,
+    default_policy,
+    export_policy,
+    load_model,
+    make_sb3_env,
+)
+from benchmarks import sb3 as benchmark
 from lr_env import MDP, FileFormatError, LearningRateEnv, LearningRateVectorEnv, load_controller, save_controller
 from tests.rollouts import tiny_task
 
@@ -197,7 +210,7 @@ def test_algorithms_train_with_the_published_defaults(name: str) -> None:
         if "learning_starts" in hyperparameters:
             hyperparameters["learning_starts"] = 64
         algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, name.upper())
-        model = algorithm("MlpPolicy", env, seed=0, **hyperparameters)
+        model = algorithm(default_policy(name), env, seed=0, **hyperparameters)
         before = [parameter.detach().clone() for parameter in model.policy.parameters()]
         models.append(model.learn(256))
         assert any(not old.equal(new) for old, new in zip(before, model.policy.parameters(), strict=True))
@@ -223,6 +236,8 @@ def test_hyperparameters_follow_the_environment() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Unknown algorithm 'ppoo'\. Did you mean 'ppo'.*Valid: a2c"):
         default_hyperparameters("ppoo", 64)
+    with pytest.raises(ValueError, match=r"Unknown algorithm 'ppoo'\. Did you mean 'ppo'"):
+        default_policy("ppoo")
     with pytest.raises(ValueError, match="num_envs must be an integer >= 1, but 0"):
         default_hyperparameters("ppo", 0)
     with pytest.raises(ValueError, match=r"decisions must be an integer >= 1, but 1\.5"):
@@ -269,6 +284,61 @@ def test_exported_policies_act_as_the_model(name: str, action: str, policy_kwarg
     assert len(np.unique(expected)) > 1
     if name in ("a2c", "ppo") and action == "relative":
         assert (np.abs(expected) == 1).any()  # clipped
+
+
+@pytest.mark.parametrize("name", ["ddpg", "sac", "td3"])
+def test_calm_policies_are_exported_and_loaded(name: str, tmp_path: Path) -> None:
+    model = make_model(name, default_policy(name))
+    model.save(tmp_path / "model.zip")
+    loaded = load_model(name, tmp_path / "model.zip")
+    expected = model.predict(EXTREME, deterministic=True)[0]
+    np.testing.assert_array_equal(loaded.predict(EXTREME, deterministic=True)[0], expected)
+    np.testing.assert_allclose(export_policy(loaded, MDP()).controller.predict(EXTREME)[0], expected, rtol=0, atol=5e-7)
+    assert np.ptp(expected) > 0.01
+
+
+@pytest.mark.parametrize("name", ["ddpg", "sac", "td3"])
+def test_calm_actors_start_near_zero_late_and_with_a_penalty(name: str) -> None:
+    """Gradients against those of the loss written out."""
+    options = {"actor_starts": 2, "saturation_penalty": 0.3}
+    algorithm: type[BaseAlgorithm] = getattr(stable_baselines3, name.upper())
+    model = algorithm(default_policy(name), make_sb3_env(2, task=tiny_task()), seed=0, device="cpu", buffer_size=100, policy_kwargs=options)
+    observations = torch.from_numpy(np.random.default_rng(1).uniform(-3, 3, (7, 10)).astype(np.float32))
+    actor: Any = model.policy.actor
+    assert np.abs(model.predict(observations.numpy(), deterministic=True)[0]).max() < 0.2
+    assert np.abs(model.predict(np.zeros((1, 10), np.float32), deterministic=True)[0]).max() < 0.01
+    layers = [*actor.latent_pi, actor.mu] if name == "sac" else list(actor.mu[:-1])
+    with torch.no_grad():
+        layers[-1].weight.mul_(100)
+
+    def gradients(preactivations: torch.Tensor, penalty: float) -> list[torch.Tensor]:
+        loss = (preactivations.tanh() - 0.5).square().sum() + penalty * preactivations.square().mean()
+        return list(torch.autograd.grad(loss, [parameter for layer in layers for parameter in layer.parameters()]))
+
+    def act() -> torch.Tensor:
+        return actor.get_action_dist_params(observations)[0] if name == "sac" else actor(observations).atanh()
+
+    for _ in range(2):
+        assert not any(gradient.any() for gradient in gradients(act(), 0.0))
+    for actual, expected in zip(gradients(act(), 0.0), gradients(nn.Sequential(*layers)(observations), 0.3), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert int(actor.num_updates) == 3
+
+
+def test_noise_is_stationary_and_correlated() -> None:
+    np.random.seed(0)
+    noise = CorrelatedActionNoise(2_000, scale=0.3, correlation=0.8)
+    values = np.stack([noise()[:, 0] for _ in range(50)])
+    np.testing.assert_allclose(values.std(1), 0.3, rtol=0.08)
+    for lag in (1, 3):
+        assert np.corrcoef(values[:-lag].ravel(), values[lag:].ravel())[0, 1] == pytest.approx(0.8**lag, abs=0.02)
+    before = noise.values
+    assert before is not None
+    before = before.copy()
+    noise.reset()
+    np.testing.assert_array_equal(noise.values, before)
+    noise.reset([3, 5])
+    assert np.flatnonzero((noise.values != before)[:, 0]).tolist() == [3, 5]
 
 
 def test_exported_policies_are_copies() -> None:
@@ -394,3 +464,20 @@ def test_agent_refuses_foreign_checkpoints(tmp_path: Path) -> None:
         SB3Agent("ppo", agent().environment, {"n_stepz": 1})
     with pytest.raises(ValueError, match="refuses the hyperparameters"):
         SB3Agent("ppo", agent().environment, {"n_steps": 1, "batch_size": 1, "device": "cpu", "policy_kwargs": {"nonsense": 1}})
+
+
+def test_benchmark_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = benchmark.Options(algorithms=("a2c",), seeds=(0,), steps=640, trainings=4, output=tmp_path)
+    benchmark.main(options)
+    table = (tmp_path / "table.json").read_text()
+    (row,) = json.loads(table)
+    assert (row["algorithm"], row["seed"], row["steps"]) == ("a2c", 0, 640)
+    for name in ("constant", "SPS"):
+        assert row[name]["difference"]["mean"] == pytest.approx(row["score"] - row[name]["score"])
+    assert row["SPS"]["score"] < row["constant"]["score"]
+    assert "a2c" in capsys.readouterr().out
+    monkeypatch.delattr(benchmark, "Training")  # nothing is left to train
+    benchmark.main(options)
+    assert (tmp_path / "table.json").read_text() == table
+    with pytest.raises(SystemExit, match="from a run with"):
+        benchmark.main(dataclasses.replace(options, trainings=5))

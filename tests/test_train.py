@@ -27,11 +27,13 @@ from lr_env.tasks import task_names
 from tests.rollouts import tiny_task
 
 ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+OFF_POLICY = ("learning_starts=64", "batch_size=32", "buffer_size=2000")
 HYPERPARAMETERS = {
     "a2c": (),
     "ddpg": ("learning_starts=64", "batch_size=32", "actor_starts=10", "memory_size=2000", "hidden=[16]"),
     "ppo": ("n_epochs=2",),
-    **dict.fromkeys(("dqn", "sac", "td3"), ("learning_starts=64", "batch_size=32", "buffer_size=2000")),
+    "dqn": OFF_POLICY,
+    **dict.fromkeys(("sac", "td3"), (*OFF_POLICY, 'policy_kwargs={"actor_starts": 3}')),
 }
 FAMILY = "tiny-family-of-the-training-command"
 
@@ -173,6 +175,22 @@ def test_families_are_mixed_in_every_rollout(tmp_path: Path) -> None:
 )
 def test_families_have_a_floor(changes: dict[str, Any], expected: object) -> None:
     assert environment_arguments(TrainingOptions(**{"family": FAMILY, **changes}))["reward"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("relative", "next_batch")),
+        ({"algorithm": "dqn"}, ("discrete", "next_batch")),
+        *(({"algorithm": name}, ("residual", "reference")) for name in ("ddpg", "sac", "td3")),
+        ({"algorithm": "td3", "action": "relative", "reward_on": "next_batch"}, ("relative", "next_batch")),
+        ({"family": FAMILY}, ("residual", "reference")),
+        ({"family": FAMILY, "algorithm": "dqn"}, ("discrete", "reference")),
+    ],
+)
+def test_process_suits_the_algorithm(changes: dict[str, Any], expected: tuple[str, str]) -> None:
+    arguments = environment_arguments(TrainingOptions(**changes))
+    assert (arguments["action"], arguments["reward_on"]) == expected
 
 
 def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
