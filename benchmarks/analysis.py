@@ -457,7 +457,7 @@ def _adjusted(comparisons: list[Comparison], standings: list[Standing]) -> tuple
         row = standing.against_rival
         if row is not None and standing.kind == "baseline" and row.first != HINDSIGHT:
             family[row.track, row.first, row.second] = row.p_value
-    adjusted = primary | dict(zip(family, map(float, holm(np.array(list(family.values())))), strict=True)) if family else primary
+    adjusted = primary | dict(zip(family, map(float, holm(list(family.values()))), strict=True)) if family else primary
     for i, standing in enumerate(standings):
         if (row := standing.against_rival) is not None:
             standings[i] = replace(standing, against_rival=replace(row, adjusted=adjusted.get((row.track, row.first, row.second))))
@@ -637,7 +637,7 @@ def _worse_test(track: _Track, controller: str) -> tuple[bool | None, str]:
     if not means:
         return None, "No test losses of both."
     worse = 100 * (10 ** float(np.mean(means)) - 1)
-    return worse > 0, f"Test loss {worse:+.1f} %, geometric mean over {len(means)} of {len(track.tasks)} tasks."
+    return worse > 0, f"Test loss {worse:+.1f} %, geometric mean over {len(means)} of {len(track.tasks)} tasks.".replace("-", "−")
 
 
 def _scales_inputs(task: SuiteTask) -> bool:

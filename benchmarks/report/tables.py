@@ -175,32 +175,32 @@ def leaderboard(summary: Summary, track: str) -> Table:
 def equivalents(summary: Summary) -> Table:
     """Tuning equivalents per task, medians first."""
     columns = (
-        Column("Optimizer"),
         Column("Contestant"),
+        Column("Optimizer"),
         Column("Task"),
         Column("Runs of random search", _runs),
         Column("Pool", str),
         Column("Interval on"),
     )
     ordered = sorted(summary.equivalents, key=lambda row: row.task is not None)
-    rows = [(track_name(row.track), row.contestant, row.task or "median", row.runs, row.pool, row.basis) for row in ordered]
+    rows = [(row.contestant, track_name(row.track), row.task or "median", row.runs, row.pool, row.basis) for row in ordered]
     note = "Runs of a random search over schedules and rates, on this very task, that match the contestant. “more than all”: the whole pool is worse."
-    return _table("equivalents", "Tuning equivalents", columns, rows, summary, note, contestant=1)
+    return _table("equivalents", "Tuning equivalents", columns, rows, summary, note)
 
 
 def controls(summary: Summary) -> Table:
     """Entered controllers against their controls."""
     columns = (
+        Column("Control"),
         Column("Optimizer"),
         Column("Controller"),
-        Column("Control"),
         Column("Loss against it", _percents),
         Column("Verdict"),
         Column("p", probability),
         Column("Interval on", key=False),
     )
     rows = [
-        (track_name(row.track), row.first, row.second.removeprefix(f"{row.first}: "), row.ratio, row.verdict, row.p_value, row.basis)
+        (row.second.removeprefix(f"{row.first}: "), track_name(row.track), row.first, row.ratio, row.verdict, row.p_value, row.basis)
         for row in summary.controls
     ]
     note = "What the controller observes matters only if it beats the replay of its own rates, averaged over other seeds of the same task."
@@ -217,25 +217,25 @@ def falsifiers(summary: Summary) -> Table:
 def optimizers(summary: Summary) -> Table:
     """All tracks on shared tasks."""
     columns = (
-        Column("Optimizer"),
         Column("Contestant"),
+        Column("Optimizer"),
         Column("Loss against the best", _percent),
         Column("log10 loss", number),
         Column("Test loss", plain),
         Column("Diverged", share),
         Column("Tasks", str),
     )
-    rows = [(track_name(row.track), row.contestant, row.ratio, row.score, row.test_loss, row.diverged, row.tasks) for row in summary.optimizers]
+    rows = [(row.contestant, track_name(row.track), row.ratio, row.score, row.test_loss, row.diverged, row.tasks) for row in summary.optimizers]
     note = "All optimizers on the tasks that they share: a better optimizer may be worth more than a better rate."
-    return _table("optimizers", "Across optimizers", columns, rows, summary, note, contestant=1)
+    return _table("optimizers", "Across optimizers", columns, rows, summary, note)
 
 
 def budgets(summary: Summary) -> Table:
     """What tuning and training cost."""
     columns = (
-        Column("Optimizer"),
         Column("Contestant"),
-        Column("Points tried per task", str),
+        Column("Optimizer"),
+        Column("Points per task", str),
         Column("Chosen"),
         Column("Tuning trainings", "{:,}".format),
         Column("Tuning time", seconds),
@@ -245,8 +245,8 @@ def budgets(summary: Summary) -> Table:
     )
     rows = [
         (
-            track_name(row.track),
             row.contestant,
+            track_name(row.track),
             row.points,
             row.chosen or "–",
             row.tuning_trainings,
@@ -257,14 +257,14 @@ def budgets(summary: Summary) -> Table:
         )
         for row in summary.budgets
     ]
-    return _table("budgets", "Tuning budgets", columns, rows, summary, "Times are of one core.", contestant=1)
+    return _table("budgets", "Tuning budgets", columns, rows, summary, "Times are of one core.")
 
 
 def references(summary: Summary) -> Table:
     """What scores are measured by."""
     columns = (
-        Column("Optimizer"),
         Column("Task"),
+        Column("Optimizer"),
         Column("Budget"),
         Column("Trainings", str),
         Column("D: default rate", number),
@@ -272,12 +272,12 @@ def references(summary: Summary) -> Table:
         Column("Best in hindsight", number),
         Column("Scored"),
         Column("Decay's gain", number),
-        Column("Claims about schedules"),
+        Column("For schedules"),
     )
     rows = [
         (
-            track_name(row.track),
             row.task,
+            track_name(row.track),
             row.budget,
             row.trainings,
             row.default,

@@ -91,7 +91,7 @@ def numbers(summary: Summary) -> Iterator[str]:
     """The numbers behind the answer, per track."""
     for row in _primary(summary):
         so_far = "" if row.tasks == row.expected else f" So far: {row.expected - row.tasks} of {_tasks(row.expected)} are missing."
-        over = f"over {_tasks(row.tasks)}, lower on {row.wins} (95 % interval, on {row.basis})"
+        over = f"over {_tasks(row.tasks)}, lower on {row.wins} (95{NARROW}% interval, on {row.basis})"
         yield f"{track_name(row.track)}: final training loss {_change(row.ratio)}, a geometric mean {over}.{so_far}"
 
 
