@@ -122,7 +122,10 @@ class PolicyNetwork(nn.Module):
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
         with torch.no_grad():
-            return self(torch.from_numpy(observations)).numpy(), state
+            values = torch.from_numpy(observations)
+            for layer in self.layers:
+                values = layer.forward(values)  # calls of modules would take as long as what they do
+            return _OUTPUTS[self.output](values).numpy(), state
 
 
 def save_controller(path: str | os.PathLike[str], bound: BoundController) -> None:

@@ -54,7 +54,7 @@ class Problem:
         self.rates = generator.uniform(0.01, 0.1, (STEPS, MEMBERS, len(GROUPS)))
         self.momenta = generator.uniform(0.1, 0.95, (STEPS, MEMBERS, len(GROUPS)))
 
-    def own_weights(self, optimizer: Optimizer, momenta: np.ndarray | None = None) -> torch.Tensor:
+    def own_weights(self, optimizer: Optimizer, momenta: np.ndarray | None = None, as_torch: bool = False) -> torch.Tensor:
         """``(STEPS, MEMBERS, P)``, all members together; momenta ``(STEPS, MEMBERS, G)`` or ``(STEPS, MEMBERS, 1)``."""
         weights, state = self.start, optimizer.initial_state(self.start)
         history = []
@@ -62,7 +62,10 @@ class Problem:
             momentum = None if momenta is None else expanded(momenta[t])
             steps = torch.full((MEMBERS, 1), t + 1)
             direction, state = optimizer.directions(weights + self.noise[t], weights, state, steps, momentum)
-            weights = torch.addcmul(weights, direction, expanded(self.rates[t]).to(weights.dtype), value=-1)
+            if as_torch and isinstance(optimizer, Adam):
+                weights = optimizer.stepped(weights, expanded(self.rates[t]), state, steps, momentum)
+            else:
+                weights = torch.addcmul(weights, direction, expanded(self.rates[t]).to(weights.dtype), value=-1)
             history.append(weights)
         return torch.stack(history)
 
@@ -104,6 +107,17 @@ def test_200_steps_equal_torch_optim(case: str, clip_norm: float | None, dtype: 
     problem = Problem(dtype)
     expected = problem.torch_weights(name, torch_options, clip_norm)
     torch.testing.assert_close(problem.own_weights(optimizer), expected, **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("with_momenta", [False, True])
+@pytest.mark.parametrize("case", [case for case, (name, _, _) in CASES.items() if name in ("sgd", "momentum", "nesterov", "adam", "adamw")])
+def test_the_bits_of_torch_optim(case: str, with_momenta: bool) -> None:
+    name, own_options, torch_options = CASES[case]
+    optimizer, _ = make_optimizer({"name": name, **own_options})
+    problem = Problem(torch.float32)
+    momenta = problem.momenta if with_momenta and optimizer.has_momentum else None
+    expected = problem.torch_weights(name, torch_options, momenta=momenta)
+    assert torch.equal(problem.own_weights(optimizer, momenta, as_torch=True), expected)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

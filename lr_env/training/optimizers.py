@@ -142,7 +142,11 @@ class SGD(StackedOptimizer):
         if not self.has_momentum:
             return gradients, {}
         velocity = _accumulated(gradients, state["momentum"], momentum)
-        return _accumulated(gradients, velocity, momentum) if self.nesterov else velocity, {"momentum": velocity}
+        if not self.nesterov:
+            return velocity, {"momentum": velocity}
+        if isinstance(momentum, Tensor):
+            return gradients.addcmul(velocity, momentum.to(velocity.dtype)), {"momentum": velocity}
+        return gradients.add(velocity, alpha=momentum), {"momentum": velocity}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,14 +223,39 @@ class Adam(StackedOptimizer):
         count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
         denominator, following = self._moments(gradients, state, count, momentum)
         correction = (1 - momentum**count).to(gradients.dtype)  # (N, 1), or as the momentum
-        return following["first_moment"] / denominator / correction, following
+        return (following["first_moment"] / denominator).div_(correction), following
+
+    def stepped(self, parameters: Tensor, rates: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None) -> Tensor:
+        """The weights after a step of Adam or AdamW, in float32 rounded as by ``torch.optim`` on a CPU, with more operations than ``w − rate · u``.
+
+        ``(1 − rate λ) w − (rate / (1 − β₁ᵗ)) m / (√v̂ + ε)``, where λ is decoupled.
+
+        Args:
+            parameters: The weights at which the directions were taken, ``(N, P)``.
+            rates: float64, ``(N, 1)`` or ``(N, P)``.
+            state: That :meth:`directions` returned.
+            steps: Given to :meth:`directions`; 0 of members that have not begun, whose rate must be 0. ``(N, 1)``.
+            momentum: Given to :meth:`directions`.
+
+        Returns:
+            ``(N, P)``.
+        """
+        count = steps.clamp(min=1).double()
+        step_sizes = rates / (1 - (self.beta1 if momentum is None else momentum.double()) ** count)
+        if self.weight_decay and self.is_decoupled:
+            parameters = parameters * (1 - rates * self.weight_decay).to(parameters.dtype)
+        scaled = state["first_moment"] * -step_sizes.to(parameters.dtype)
+        return parameters.addcdiv(scaled, self._denominator(state["second_moment"], count))
 
     def _moments(self, gradients: Tensor, state: dict[str, Tensor], count: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``√v̂ + ε``, and the next moments, at step ``count (N, 1)``, float64."""
         first = _averaged(state["first_moment"], gradients, momentum)
         second = _averaged_squares(state["second_moment"], gradients, self.beta2)
-        correction = (1 - self.beta2**count).sqrt().to(gradients.dtype)
-        return second.sqrt() / correction + self.epsilon, {"first_moment": first, "second_moment": second}
+        return self._denominator(second, count), {"first_moment": first, "second_moment": second}
+
+    def _denominator(self, second: Tensor, count: Tensor) -> Tensor:
+        """``√v̂ + ε``."""
+        return second.sqrt().div_((1 - self.beta2**count).sqrt().to(second.dtype)).add_(self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,10 +316,8 @@ class Lion(StackedOptimizer):
 
 
 def _accumulated(values: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
-    """``x + μ m``."""
-    if isinstance(momentum, Tensor):
-        return values.addcmul(average, momentum.to(values.dtype))
-    return values.add(average, alpha=momentum)
+    """``x + μ m``, rounded as ``torch.optim`` does: twice."""
+    return (average * (momentum.to(values.dtype) if isinstance(momentum, Tensor) else momentum)).add_(values)
 
 
 def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
@@ -301,7 +328,7 @@ def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
 
 def _averaged_squares(average: Tensor, values: Tensor, beta: float) -> Tensor:
     """``β v + (1 − β) x²``, rounded as ``torch.optim`` does."""
-    return (average * beta).addcmul(values, values, value=1 - beta)
+    return (average * beta).addcmul_(values, values, value=1 - beta)
 
 
 def _is_finite(value: object) -> bool:

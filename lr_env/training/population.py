@@ -23,15 +23,16 @@ from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
-from lr_env.training.optimizers import Optimizer
+from lr_env.training.optimizers import Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
 
 State: TypeAlias = dict[str, Tensor]
-"""What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``; and
-``predictions`` on the validation examples where signals need them."""
+"""What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``;
+``predictions`` on the validation examples where signals need them; and of Adam with ``gradients="looped"`` ``counts``, the step ``(N, 1)`` that
+the directions were taken for."""
 
 SUBSET_SEED = 0
 """Seed of the reference and validation subsets: the same for all trainings of a task."""
@@ -64,7 +65,8 @@ class Population:
         signals: Names from :data:`lr_env.training.SIGNALS` that a step returns beside the loss.
         lr_groups: Parameter groups with rates of their own; see :func:`lr_env.training.parameter_groups`.
         controls_momentum: Whether each step is given the optimizer's momentum too.
-        gradients: ``"auto"``, ``"batched"`` or ``"looped"``; see :mod:`lr_env.training.gradients`.
+        gradients: ``"auto"``, ``"batched"`` or ``"looped"``; see :mod:`lr_env.training.gradients`. With ``"looped"`` Adam and AdamW too step to
+            the last bit as torch's in float32 on a CPU; SGD and momentum always do.
         dtype: ``"float32"`` or ``"float64"``.
         compile: Whether ``torch.compile``'s backend makes one kernel of many operations; takes seconds, at the first step.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
@@ -121,6 +123,8 @@ class Population:
         self.state: State = {"parameters": parameters, "gradients": torch.zeros_like(parameters), "directions": torch.zeros_like(parameters)}
         self.state |= {f"optimizer.{name}": value for name, value in optimizer.initial_state(parameters).items()}
         self._member_optimizers: MemberOptimizers | None = None
+        if type(optimizer) in (Adam, AdamW) and self._engine == "looped":
+            self.state["counts"] = torch.zeros(num_members, 1, dtype=torch.int64, device=self.device)
         if isinstance(optimizer, TorchOptimizer):
             self._member_optimizers = MemberOptimizers(optimizer, self._gradient_function.layout, self.groups.names, parameters)
         for name, buffer in self._template.named_buffers():
@@ -257,8 +261,13 @@ class Population:
                 weights = state["parameters"]
                 applied, after = self.optimizer.directions(state["gradients"], weights, optimizer_state, steps.clamp(min=1), momentum)
                 optimizer_state = {name: torch.where(steps > 0, value, optimizer_state[name]) for name, value in after.items()}
-            # addcmul rounds as `torch.optim.SGD` does.
-            parameters = torch.addcmul(state["parameters"], applied, self.groups.expand(rates.to(self.dtype)), value=-1)
+            if "counts" in state:
+                assert isinstance(self.optimizer, Adam)
+                counts = state["counts"] if momenta is None else steps
+                parameters = self.optimizer.stepped(state["parameters"], self.groups.expand(rates), optimizer_state, counts, momentum)
+            else:
+                # addcmul rounds as `torch.optim.SGD` does.
+                parameters = torch.addcmul(state["parameters"], applied, self.groups.expand(rates.to(self.dtype)), value=-1)
         buffers = {name: value.clone() for name, value in _part(state, "buffer.").items()}  # a forward pass changes them in place
         inputs, targets = self.batches.gather(*batch[:4])  # type: ignore[arg-type]  # only the scales may be None
         gradients, losses = self._gradient_function(parameters, buffers, inputs, targets, self._generators)
@@ -273,6 +282,8 @@ class Population:
         following = {"parameters": parameters, "gradients": gradients, "directions": directions}
         following |= {f"optimizer.{name}": value for name, value in optimizer_state.items()}
         following |= {f"buffer.{name}": value for name, value in buffers.items()}
+        if "counts" in state:
+            following["counts"] = steps + 1
         predictions = None
         if self._validation:
             validation_losses, outputs = self._gradient_function.predictions(parameters, buffers, batch[4], batch[5], batch[3])  # type: ignore[arg-type]

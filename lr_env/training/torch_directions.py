@@ -1,19 +1,22 @@
 """Signals of one training of somebody else's: a model's parameters under an optimizer of ``torch.optim``, which are only read.
 
 A small model is measured on flat vectors ``(1, P)`` by the population's own functions, so that the numbers have the bits that they have
-there. A large one is measured piece by piece, which are flat vectors for a moment, in the cache.
+there. A large one is measured piece by piece, each for a moment in the cache, by scalar products: where the direction is a sum of vectors that
+exist already, as SGD's, without making it.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
@@ -22,8 +25,14 @@ from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, si
 ParameterGroup: TypeAlias = Mapping[str, Any]
 """An entry of ``param_groups``."""
 
-ELEMENTS_PER_PIECE = 2**18
-"""Elements that are looked at together. In larger models sums are rounded otherwise than in the environment."""
+ELEMENTS_OF_SMALL_MODEL = 2**18
+"""In larger models sums are rounded otherwise than in the environment."""
+
+ELEMENTS_PER_PIECE = 2**17
+"""Elements of a large model that are looked at together."""
+
+ELEMENTS_TO_COPY = 2**13
+"""Smaller parameters are copied, to be looked at together with others."""
 
 
 class UnknownDirectionError(ValueError):
@@ -108,8 +117,7 @@ class Piece:
 
     def of(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         """What it takes of its parameters' tensors, ``(1, p)``, of the type of ``like``."""
-        flat = [tensor.detach().reshape(-1) for tensor in tensors]
-        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+        joined = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
         return (joined if self.inner is None else joined[self.inner]).to(like).unsqueeze(0)
 
 
@@ -145,6 +153,30 @@ class Directions:
         """
         self.rules = [self._rule(group) for group in self._optimizer.param_groups]
         self._ratios, self._factor = ratios, factor
+
+    def terms(self, piece: Piece, gradients: Tensor, weights: Tensor) -> list[tuple[float, Tensor]] | None:
+        """The directions of a piece as a sum of multiples of vectors that exist; None where they are none, as Adam's.
+
+        Args:
+            piece: The piece.
+            gradients: Its gradients ``(1, p)``.
+            weights: Its weights ``(1, p)``.
+        """
+        rule, parameters = self.rules[piece.group], [self._parameters[i] for i in piece.parameters]
+        buffers = [self._optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
+        has_buffers = any(buffer is not None for buffer in buffers)
+        is_uneven = has_buffers and any(buffer is None for buffer in buffers)
+        if not isinstance(rule, SGD) or is_uneven or any(parameter.grad is None for parameter in parameters):
+            return None
+        # s (g + λ w + μ m), or with Nesterov's momentum s ((1 + μ) (g + λ w) + μ² m)
+        scale, momentum = self._ratios[piece.group], rule.momentum or 0.0
+        of_gradient, of_buffer = (scale * (1 + momentum), scale * momentum**2) if rule.nesterov else (scale, scale * momentum)
+        terms = [(of_gradient if self._factor is None else of_gradient * self._factor.item(), gradients)]
+        if rule.weight_decay:
+            terms.append((of_gradient * rule.weight_decay, weights))
+        if has_buffers and momentum:
+            terms.append((of_buffer, piece.of(buffers, gradients)))
+        return terms
 
     def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:
         """The directions of a piece ``(1, p)``, with its gradients ``(1, p)``; the same tensor for plain SGD."""
@@ -264,23 +296,27 @@ class LoopSignals:
         group_of, self._parameters = [i for i, _ in chosen], [parameter for _, parameter in chosen]
         self._count = sum(len(group["params"]) for group in optimizer.param_groups)
         self.device, self._dtype = _common(self._parameters)
-        layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
-        grouping = [[str(k) for k, i in enumerate(group_of) if i == group] for group in range(len(optimizer.param_groups))]
-        chosen_grouping = [group for group in grouping if group] if is_grouped else "global"
-        self.num_groups = len(chosen_grouping) if is_grouped else 1
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._grouping = [[str(k) for k, i in enumerate(group_of) if i == group] for group in range(len(optimizer.param_groups))]
+        self._grouping = [group for group in self._grouping if group]
+        self.num_groups = len(self._grouping) if is_grouped else 1
         self.directions: Directions | UnitSteps | None = None
         if names.intersection(DIRECTION_SIGNALS):
             self.directions = (UnitSteps if by_unit_steps else Directions)(optimizer, self._parameters)
-        self._pieces = _pieces([parameter.numel() for parameter in self._parameters], group_of)
-        self._is_small = layout.size <= ELEMENTS_PER_PIECE
-        self._whole = Piece(0, range(len(self._parameters)), slice(0, layout.size))
-        # Groups hold a number for each weight; a piece is summed as the one group that it is, as if it were one weight.
-        of_one = ParameterLayout(nn.ParameterList([nn.Parameter(torch.zeros(1))]))
-        self._groups = Groups(chosen_grouping, layout, self.device) if self._is_small else Groups("global", of_one, self.device)
-        self._is_grouped = is_grouped
+        self._whole = Piece(0, range(len(sizes)), slice(0, sum(sizes)))
+        self._is_small = sum(sizes) <= ELEMENTS_OF_SMALL_MODEL
+        self._pieces = _pieces(sizes, group_of, self._is_small)
+        if self._is_small:
+            layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
+            self._groups = Groups(self._grouping if is_grouped else "global", layout, self.device)
+        self._is_grouped, self._rows = is_grouped, signal_rows(names)
+        self._sizes_of_groups = [
+            sum(size for size, i in zip(sizes, group_of, strict=True) if not is_grouped or i == group) for group in range(self.num_groups)
+        ]
         self._like = torch.zeros(0, dtype=self._dtype, device=self.device)
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
-        self.previous = {name: self._like.new_zeros(1, layout.size) for name, signal in kept.items() if signal in names}
+        self.previous = {name: self._like.new_zeros(1, sum(sizes)) for name, signal in kept.items() if signal in names}
+        self._gradients: list[Tensor] = []
         self._latest_directions = self._like
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
@@ -301,93 +337,137 @@ class LoopSignals:
                 norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
                 factor = (self._clip_norm / (norm.to(self._like) + 1e-6)).clamp(max=1.0).view(1, 1)
             self.directions.begin(ratios, factor)
+        if self._names:
+            self._gradients = [_dense_gradient(parameter) for parameter in self._parameters]
         loss = loss.to(self.device)
-        if self._is_small:
-            return self._measure_whole(loss)
-        return self._measure_pieces(loss)
+        return self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
 
     def keep(self) -> None:
         """Takes the last step for the one before the next."""
         if "gradients" in self.previous:
-            flat = [self._gradient(i).detach().reshape(-1) for i in self._whole.parameters]
-            torch.cat(flat, out=self.previous["gradients"][0])
+            torch.cat([gradient.reshape(-1) for gradient in self._gradients], out=self.previous["gradients"][0])
         if "directions" in self.previous:
             self.previous["directions"].copy_(self._latest_directions)
 
     def _measure_whole(self, loss: Tensor) -> Tensor:
-        gradients = self._gradients(self._whole)
+        nothing = self._like.view(1, 0)
+        gradients = self._whole.of(self._gradients, self._like) if self._names else nothing
         directions = gradients
         if self.directions is not None:
             parts = [self.directions(piece, gradients if len(self._pieces) == 1 else gradients[:, piece.part]) for piece in self._pieces]
             directions = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return self._measure(loss, self._whole, gradients, directions)
+        self._latest_directions = directions
+        weights = self._whole.of(self._parameters, self._like) if "weight_norm_squared" in self._names else nothing
+        before = [self.previous.get(name, nothing) for name in ("gradients", "directions")]
+        step = Step(loss, weights, gradients, directions, *before, nothing, lambda: (nothing, nothing), None)
+        return measure(step, self._names, self._groups)
 
     def _measure_pieces(self, loss: Tensor) -> Tensor:
-        rows = signal_rows(self._names)
-        totals = torch.zeros(len(rows), self.num_groups, 1, dtype=torch.float64, device=self.device)
-        latest = torch.empty_like(self.previous["directions"]) if "directions" in self.previous else None
-        counts = torch.zeros_like(totals[0])
+        names, sums = self._names, _Sums(self._rows, self.num_groups)
+        previous_gradients, previous_directions = (self.previous.get(name) for name in ("gradients", "directions"))
+        latest = None if previous_directions is None else torch.empty_like(previous_directions)
         for piece in self._pieces:
-            gradients = self._gradients(piece)
-            directions = gradients if self.directions is None else self.directions(piece, gradients)
-            if latest is not None:
-                latest[:, piece.part] = directions
-            signals = self._measure(loss, piece, gradients, directions)[:, 0]
-            size = piece.part.stop - piece.part.start
             group = piece.group if self._is_grouped else 0
-            totals[:, group] += signals
-            counts[group] += size
+            sums.begin(group)
+            gradients = piece.of([self._gradients[i] for i in piece.parameters], self._like)
+            if "gradient_norm_squared" in names:
+                sums.add("gradient_norm_squared", gradients, gradients)
+            if previous_gradients is not None:
+                sums.add("gradient_dot_previous", gradients, previous_gradients[:, piece.part])
+            weights = piece.of([self._parameters[i] for i in piece.parameters], self._like)
+            if "weight_norm_squared" in names:
+                sums.add("weight_norm_squared", weights, weights)
+            if self.directions is None:
+                continue
+            terms = self.directions.terms(piece, gradients, weights) if isinstance(self.directions, Directions) and latest is None else None
+            if terms is None:
+                directions = self.directions(piece, gradients)
+                terms = [(1.0, directions)]
+                if latest is not None and previous_directions is not None:
+                    latest[:, piece.part] = directions
+                    ones = torch.ones_like(directions)
+                    sums.add("direction_agreement", (directions * previous_directions[:, piece.part]).sign(), ones, 1 / self._sizes_of_groups[group])
+            for factor, term in terms:
+                if "gradient_dot_direction" in names:
+                    sums.add("gradient_dot_direction", gradients, term, factor)
+                if "direction_norm_squared" in names:
+                    sums.add("direction_norm_squared", term, term, factor**2)
+            for (first_factor, first), (second_factor, second) in itertools.combinations(terms, 2):
+                if "direction_norm_squared" in names:
+                    sums.add("direction_norm_squared", first, second, 2 * first_factor * second_factor)
         if latest is not None:
             self._latest_directions = latest
-            totals[rows.index("direction_agreement")] /= counts
+        totals = sums.totals().to(self.device)
         totals[0] = loss.double()
         return totals
 
-    def _measure(self, loss: Tensor, piece: Piece, gradients: Tensor, directions: Tensor) -> Tensor:
-        nothing = self._like.view(1, 0)
-        weights = piece.of([self._parameters[i] for i in piece.parameters], self._like) if "weight_norm_squared" in self._names else nothing
-        before = [self.previous[name][:, piece.part] if name in self.previous else nothing for name in ("gradients", "directions")]
-        if piece is self._whole:
-            self._latest_directions = directions
-        step = Step(loss, weights, gradients, directions, before[0], before[1], nothing, lambda: (nothing, nothing), None)
-        return measure(step, self._names, self._groups)
 
-    def _gradients(self, piece: Piece) -> Tensor:
-        if not self._names:
-            return self._like.view(1, 0)
-        return piece.of([self._gradient(i) for i in piece.parameters], self._like)
+class _Sums:
+    """Sums of multiples of scalar products, with few waits for a GPU.
 
-    def _gradient(self, i: int) -> Tensor:
-        parameter = self._parameters[i]
-        if parameter.grad is None:
-            return torch.zeros_like(parameter)
-        dense: Tensor = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-        return dense
+    Args:
+        rows: Names of the sums.
+        num_groups: G.
+    """
+
+    def __init__(self, rows: Sequence[str], num_groups: int) -> None:
+        self._rows = {name: row for row, name in enumerate(rows)}
+        self._num_groups = num_groups
+        self._places: list[tuple[int, int, float]] = []
+        self._products: list[Tensor] = []
+
+    def begin(self, group: int) -> None:
+        """What follows is of vectors of this group."""
+        self._group = group
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def add(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+        """Adds a multiple of the scalar product of two vectors ``(1, p)``, which is taken once."""
+        key = (id(left), id(right))
+        if key not in self._known:
+            self._known[key] = (torch.dot(left[0], right[0]), left, right)  # which live on, so that their ids are theirs
+        self._places.append((self._rows[name], self._group, factor))
+        self._products.append(self._known[key][0])
+
+    def totals(self) -> Tensor:
+        """``(R, G, 1)``, float64."""
+        totals = [[0.0] * self._num_groups for _ in self._rows]
+        for (row, group, factor), product in zip(self._places, torch.stack(self._products).tolist() if self._products else [], strict=True):
+            totals[row][group] += factor * product
+        return torch.tensor(totals, dtype=torch.float64).unsqueeze(2)
 
 
-def _pieces(sizes: Sequence[int], group_of: Sequence[int]) -> list[Piece]:
-    """Small parameters of a group together, large ones in parts."""
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    """The gradient; 0 where there is none."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+
+
+def _pieces(sizes: Sequence[int], group_of: Sequence[int], is_small: bool) -> list[Piece]:
+    """The parameters of each group that follow each other, of a large model small ones together and large ones in parts."""
     pieces: list[Piece] = []
-    start = 0
+    starts = list(itertools.accumulate(sizes, initial=0))
     gathered: list[int] = []
 
-    def flush(stop: int) -> None:
+    def flush() -> None:
         if gathered:
-            length = sum(sizes[i] for i in gathered)
-            pieces.append(Piece(group_of[gathered[0]], tuple(gathered), slice(stop - length, stop)))
+            pieces.append(Piece(group_of[gathered[0]], tuple(gathered), slice(starts[gathered[0]], starts[gathered[-1] + 1])))
             gathered.clear()
 
     for i, size in enumerate(sizes):
-        if gathered and (group_of[gathered[0]] != group_of[i] or sum(sizes[j] for j in gathered) + size > ELEMENTS_PER_PIECE):
-            flush(start)
-        if size > ELEMENTS_PER_PIECE:
+        is_alone = not is_small and size > ELEMENTS_TO_COPY
+        if gathered and (
+            is_alone or group_of[gathered[0]] != group_of[i] or (not is_small and starts[i + 1] - starts[gathered[0]] > ELEMENTS_PER_PIECE)
+        ):
+            flush()
+        if is_alone:
             for first in range(0, size, ELEMENTS_PER_PIECE):
                 last = min(first + ELEMENTS_PER_PIECE, size)
-                pieces.append(Piece(group_of[i], (i,), slice(start + first, start + last), slice(first, last)))
+                pieces.append(Piece(group_of[i], (i,), slice(starts[i] + first, starts[i] + last), slice(first, last)))
         else:
             gathered.append(i)
-        start += size
-    flush(start)
+    flush()
     return pieces
 
 
