@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, load_controller
 from lr_env.mdp import MDP, DecisionProcess
+from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
 from lr_env.mdp.statistics import Statistics
 from lr_env.training import make_optimizer
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS
@@ -30,7 +31,10 @@ PRETRAINED = Path(__file__).parent / "pretrained" / "controller.safetensors"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+RETURNS_IN_A_ROW = 10
+"""After so many, the circuit breaker takes a high loss for the new level."""
 
 
 class ControllerLR(LRScheduler):
@@ -48,8 +52,9 @@ class ControllerLR(LRScheduler):
 
     It looks at the loss, the gradients, the weights and the direction that ``optimizer.step()`` is about to take, and changes nothing
     but ``lr`` in the optimizer's groups. What the controller observes and what its actions do is its own decision process's, as in the
-    environment ``LearningRate-v0``: for the same training the same bits with ``"sgd"``, and with an optimizer that the environment makes by a
-    function; with momentum or Adam by name the environment itself rounds differently. Circuit breaker and reward play no part.
+    environment ``LearningRate-v0``: for the same training on a CPU, with at most 2¹⁸ weights, the bits that it has with ``gradients="looped"``
+    under SGD (with momentum too), Adam or AdamW by name, or under any optimizer by a function. Reward and the process's circuit breaker play
+    no part.
 
     - **Start.** The rate before the first decision is the optimizer's own ``lr``, or ``initial_rate``; controllers move it from there,
       unless their action does not depend on it. It must lie within the process's range, as all rates then do.
@@ -68,6 +73,12 @@ class ControllerLR(LRScheduler):
       is ``fallback(steps made)``, or the last one.
     - **Resume.** ``state_dict()`` holds plain data and tensors, which ``torch.load(weights_only=True)`` reads; a training that goes on from
       there, with the optimizer's state, has the bits of one that was never interrupted.
+    - **Circuit breaker** (as SOLAR, 2026; off by default). Where the loss jumps, weights, the optimizer's state and the gradients go back to
+      the last safe state, and what the controller has observed too; time goes on, and so do the data and the model's buffers. The k-th return
+      in a row continues at the safe state's rate divided by 2ᵏ. Which loss is a jump, and which state is safe, see
+      :class:`lr_env.mdp.CircuitBreaker`, whose ``penalty`` plays no part; after :data:`RETURNS_IN_A_ROW` returns in a row the level of the
+      loss is taken to have changed. It keeps copies of weights, gradients and the optimizer's state: 2 numbers for each weight with SGD, 3
+      with momentum, 4 with Adam. ``state_dict()`` holds them too.
     - After ``total_steps`` the last rate stays.
 
     ``step()`` without a loss, which frameworks call, changes nothing.
@@ -82,9 +93,11 @@ class ControllerLR(LRScheduler):
         scaler: The ``torch.amp.GradScaler`` that scaled the loss.
         clip_norm: The norm to which the gradients are clipped afterwards; None for no clipping.
         fallback: Gives the rate of a step whose numbers are not finite, from the number of steps made before it.
+        circuit_breaker: False, True, or a mapping with options of :class:`lr_env.mdp.CircuitBreaker`.
 
     Attributes:
         last_epoch: Steps made.
+        returns: Steps that the circuit breaker has undone.
         observation: What the controller saw last, ``(1, F)``; None before the first step.
 
     Raises:
@@ -104,6 +117,7 @@ class ControllerLR(LRScheduler):
         scaler: torch.amp.GradScaler | None = None,
         clip_norm: float | None = None,
         fallback: Callable[[int], float] | None = None,
+        circuit_breaker: bool | Mapping[str, Any] = False,
     ) -> None:
         # The base class's constructor would make a step and patch the optimizer's.
         _check_optimizer(optimizer)
@@ -115,6 +129,8 @@ class ControllerLR(LRScheduler):
         self.total_steps = positive_integer("total_steps", total_steps)
         self._bound = _find(controller)
         self._scaler, self._fallback = scaler, fallback
+        options = make_circuit_breaker(circuit_breaker)
+        self._breaker = None if options is None else _Breaker(options, optimizer)
         own = [float(group["lr"]) for group in optimizer.param_groups]
         start = max(own) if initial_rate is None else float(initial_rate)
         mdp = replace(self._bound.mdp, initial_rate=start, initial_rate_decades=0.0)
@@ -133,6 +149,7 @@ class ControllerLR(LRScheduler):
         self._pending: list[Tensor] = []
         self._warned: list[str] = []
         self._steps_without_loss = 0
+        self.returns = 0
         self.observation: np.ndarray | None = None
         for group, rate in zip(optimizer.param_groups, own, strict=True):
             group.setdefault("initial_lr", rate)
@@ -209,6 +226,8 @@ class ControllerLR(LRScheduler):
             "controller_state": None if state is None else [torch.from_numpy(np.array(array)) for array in state],
             "pending": [value.clone() for value in self._pending],
             "warned": list(self._warned),
+            "returns": self.returns,
+            "circuit_breaker": None if self._breaker is None else self._breaker.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -236,12 +255,21 @@ class ControllerLR(LRScheduler):
         self._state = None if arrays is None else tuple(array.numpy().copy() for array in arrays)
         self._pending = [value.clone() for value in state_dict["pending"]]
         self._warned = list(state_dict["warned"])
+        self.returns = int(state_dict["returns"])
+        if self._breaker is not None and state_dict["circuit_breaker"] is not None:
+            self._breaker.load_state_dict(state_dict["circuit_breaker"])
         self._set(state_dict["_last_lr"])
 
     def _measure_and_decide(self, losses: list[Tensor]) -> None:
         with torch.no_grad():
             signals = self._measure(losses)
-        if np.isfinite(signals).all():
+            if self._breaker is not None and self._breaker.is_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
+                self._go_back(self._breaker)
+                return
+            is_finite = bool(np.isfinite(signals).all())
+            if is_finite:
+                self._signals.keep()
+        if is_finite:
             self._decide(signals)
         else:
             self._fall_back()
@@ -265,7 +293,8 @@ class ControllerLR(LRScheduler):
         is_first = bool(age[0, 0] < 0)
         with np.errstate(all="ignore"):
             process.observe(self._record, signals, is_first)
-            self._signals.keep()
+            if self._breaker is not None:
+                self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
             self.observation = process.observation(self._table)
             if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
                 action, self._state = self._bound.controller.predict(
@@ -276,6 +305,20 @@ class ControllerLR(LRScheduler):
                     self._set_fallback_rates()
                     return
                 process.act(self._record, process.parse_actions(action, 1).T, None)
+        self._set_rates()
+
+    def _go_back(self, breaker: _Breaker) -> None:
+        """The safe state, at a lower rate."""
+        record, age = self._record, self._record["age"] + 1
+        breaker.restore(self._table)
+        self.returns += 1
+        rates, lowest = record["rates"], self._process.rates.lowest
+        rates[:] = np.maximum(rates * 0.5**breaker.in_a_row, np.minimum(rates, lowest))
+        with np.errstate(divide="ignore"):
+            record["log_rate"][:] = np.log10(rates)
+        record["age"][:], record["progress"][:] = age, age / self.total_steps
+        self._signals(torch.zeros(1), self._ratios)
+        self._signals.keep()  # for the next step this is the one before
         self._set_rates()
 
     def _fall_back(self) -> None:
@@ -332,6 +375,78 @@ class ControllerLR(LRScheduler):
         if message not in self._warned:
             self._warned.append(message)
             warnings.warn(message, UserWarning, stacklevel=3)
+
+
+class _Breaker:
+    """The circuit breaker of a loop of one's own.
+
+    Args:
+        options: What is a jump.
+        optimizer: Whose parameters, with their gradients, and state are kept.
+
+    Attributes:
+        in_a_row: Returns since the last step that was no jump.
+    """
+
+    def __init__(self, options: CircuitBreaker, optimizer: torch.optim.Optimizer) -> None:
+        self._options, self._optimizer = options, optimizer
+        self.in_a_row = 0
+        self._average: float | None = None
+        self._table = np.zeros(0)
+        self._safe: list[dict[str, Any]] = []
+
+    def is_jump(self, excess: float) -> bool:
+        """Whether ``ℓ − b`` is one; a loss that is not finite always is, others not for ever."""
+        if self._average is None or excess <= max(self._options.threshold * self._average, 0.0):
+            return False
+        if self.in_a_row >= RETURNS_IN_A_ROW and math.isfinite(excess):
+            self._average = excess
+            return False
+        return True
+
+    @torch.no_grad()
+    def take(self, excess: float, table: np.ndarray) -> None:
+        """Takes in a step that is no jump, with the decision process's table; keeps the state if it is safe."""
+        self.in_a_row = 0
+        is_safe = self._average is None or excess <= self._average
+        self._average = excess if self._average is None else self._average + (excess - self._average) / self._options.time_constant
+        if is_safe:
+            self._table = table.copy()
+            self._safe = [
+                {"weights": parameter.clone(), "gradients": _cloned(parameter.grad), "state": _cloned(self._optimizer.state.get(parameter, {}))}
+                for parameter in self._parameters()
+            ]
+
+    @torch.no_grad()
+    def restore(self, table: np.ndarray) -> None:
+        """Puts the safe state and its table back, in place."""
+        self.in_a_row += 1
+        table[:] = self._table
+        for parameter, safe in zip(self._parameters(), self._safe, strict=True):
+            parameter.copy_(safe["weights"])
+            parameter.grad = _cloned(safe["gradients"])
+            self._optimizer.state[parameter] = _cloned(safe["state"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it in plain data and tensors."""
+        safe = [_cloned(part) for part in self._safe]
+        return {"average": self._average, "in_a_row": self.in_a_row, "table": torch.from_numpy(self._table.copy()), "safe": safe}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._average, self.in_a_row = state_dict["average"], state_dict["in_a_row"]
+        self._table = state_dict["table"].numpy().copy()
+        self._safe = [_cloned(part) for part in state_dict["safe"]]
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+
+def _cloned(value: Any) -> Any:
+    """A copy of plain data and tensors."""
+    if isinstance(value, Mapping):
+        return {name: _cloned(part) for name, part in value.items()}
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _check_optimizer(optimizer: object) -> None:

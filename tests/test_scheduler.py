@@ -709,3 +709,84 @@ def test_two_processes_set_the_rate_of_one(tmp_path: Path) -> None:
     alone = _train(None)
     np.testing.assert_allclose(first[1], alone[1], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(first[0], alone[0], rtol=1e-3)
+
+
+def everything(case: Case) -> list[Tensor]:
+    """Weights, gradients and momenta."""
+    weights = list(case.model.parameters())
+    buffers = [case.optimizer.state[weight]["momentum_buffer"] for weight in weights]
+    return [value.detach().clone() for weight, buffer in zip(weights, buffers, strict=True) for value in (weight, weight.grad, buffer)]  # type: ignore[union-attr]
+
+
+def test_a_circuit_breaker_without_a_jump_changes_nothing() -> None:
+    cases = Case(action=0.0), Case(action=0.0, circuit_breaker=True)
+    for _ in range(20):
+        assert cases[0].step() == cases[1].step()
+    for plain, guarded in zip(*map(everything, cases), strict=True):
+        assert torch.equal(plain, guarded)
+    assert cases[1].controller.returns == 0
+
+
+@pytest.mark.parametrize("spoilt", [20.0, math.inf, math.nan])
+def test_a_jump_goes_back_to_the_last_safe_state(spoilt: float) -> None:
+    case = Case(action=0.0, circuit_breaker={"time_constant": 5.0})
+    average, safe = 0.0, []
+    for step in range(12):
+        loss = case.loss()
+        case.controller.step(loss)
+        if step == 0 or loss <= average:
+            safe = everything(case) if step else safe  # without momenta at first
+        average = loss.item() if step == 0 else average + (loss.item() - average) / 5
+        case.optimizer.step()
+    observation = case.controller.observation
+    for returns in (1, 2):
+        with torch.no_grad():
+            case.model[0].weight.mul_(10)  # type: ignore[operator]
+        case.controller.step(case.loss() * 0 + spoilt)
+        for expected, found in zip(safe, everything(case), strict=True):
+            assert torch.equal(expected, found)
+        assert case.controller.returns == returns
+        assert case.controller.get_last_lr() == pytest.approx([0.1 / 2**returns])
+        assert case.controller.observation is observation
+        assert case.controller.last_epoch == 12 + returns
+    case.optimizer.step()
+    assert case.step() == pytest.approx(0.1 / 4)  # the rate goes on from there
+    assert case.controller.observation[0, 8] == pytest.approx(0.14)  # type: ignore[index]  # and time has gone on
+    assert case.loss() < average
+
+
+def test_the_rate_does_not_fall_below_its_range_and_a_new_level_of_the_loss_is_accepted() -> None:
+    case = Case(action=0.0, lr=2e-5, circuit_breaker=True)
+    case.step()
+    for returns in range(1, 11):
+        case.controller.step(1e4)
+        assert case.controller.returns == returns
+    assert case.controller.get_last_lr() == pytest.approx([1e-5])
+    for loss, returns in ((1e4, 10), (1.2e4, 10), (3e4, 11)):
+        case.controller.step(loss)
+        assert case.controller.returns == returns
+
+
+def test_a_resumed_training_goes_back_to_the_same_state() -> None:
+    case = Case(action=0.1, circuit_breaker=True)
+    for _ in range(7):
+        case.step()
+    file = io.BytesIO()
+    torch.save([case.model.state_dict(), case.optimizer.state_dict(), case.controller.state_dict()], file)
+    file.seek(0)
+    resumed = Case(action=0.1, circuit_breaker=True)
+    for part, state in zip((resumed.model, resumed.optimizer, resumed.controller), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    for each in (case, resumed):
+        each.controller.step(each.loss() * 100)
+        each.optimizer.step()
+    assert case.controller.returns == resumed.controller.returns == 1
+    for _ in range(3):
+        assert case.step() == resumed.step()
+    for expected, found in zip(everything(case), everything(resumed), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_a_wrong_circuit_breaker_is_refused() -> None:
+    with pytest.raises(ValueError, match="threshold must be"):
+        Case(circuit_breaker={"threshold": 1.0})
