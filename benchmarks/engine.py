@@ -41,7 +41,7 @@ POLL = 0.5
 ATTEMPTS = 3
 """How often work is begun whose process dies."""
 LOOPED_MICROSECONDS, DECISION_MICROSECONDS, CELL_SECONDS = 1000.0, 40.0, 0.02
-"""Measured, as the suites' numbers: of a step in a loop over members, of a controller's decision, of a cell's share of making a population."""
+"""About, as the suites' numbers: of a step in a loop over members, of a controller's decision, of a cell's share of making a population."""
 UNDONE = object()
 
 

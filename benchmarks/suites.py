@@ -65,7 +65,7 @@ class SuiteTask:
         batch_size: In place of the task's own; None for that.
         is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.contestants`.
         side_by_side: Trainings at once, which bounds the memory.
-        microseconds: Of one core, for one SGD step of one training, measured, as the next; only the remaining time is estimated with them.
+        microseconds: Of one core, for one SGD step of one training, about, as the next; only the remaining time is estimated with them.
         evaluation: Milliseconds of one core, for one evaluation of one training.
     """
 
@@ -81,7 +81,7 @@ class SuiteTask:
     is_costly: bool = False
     side_by_side: int = 128
     microseconds: float = 50.0
-    evaluation: float = 5.0
+    evaluation: float = 2.0
 
     def family(self) -> TaskFamily:
         """What is trained; the same object in each call."""
@@ -232,11 +232,11 @@ STANDARD = Suite(
     1,
     "What is published: 24 held-out tasks, in at most four hours on 2 cores.",
     (
-        _held_out(0, 816, "medium", 150),
-        _held_out(1, 315, "medium", 130),
-        _held_out(2, 67, "short", 900, side_by_side=32, evaluation=200),
-        _held_out(3, 870, "medium", 100),
-        _held_out(4, 381, "noise", 300, side_by_side=64, evaluation=50),
+        _held_out(0, 816, "medium", 300),
+        _held_out(1, 315, "medium", 200),
+        _held_out(2, 67, "short", 1200, side_by_side=32, evaluation=60),
+        _held_out(3, 870, "medium", 120),
+        _held_out(4, 381, "noise", 350, side_by_side=64, evaluation=20),
         _held_out(5, 228, "short", 800, side_by_side=32, evaluation=40),
         _held_out(6, 1471, "noise", 350, side_by_side=64, is_costly=True, pool=30, evaluation=90),
         _held_out(7, 136, "short", 1200, side_by_side=64, evaluation=50),
