@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ def run(
     seeds: int | None = None,
     output: Path | None = None,
     workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
     replace_optimizer: bool = False,
     controls: bool = True,
 ) -> None:
@@ -56,7 +58,9 @@ def run(
             `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds.
         seeds: Reported trainings of each task, at least 2; the suite's own where not given.
         output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
-        workers: Processes; one for each core, at most 8, where not given.
+        workers: Processes; one for each core, at most 8, where not given. With Ray pieces of work at a time, all that it has cores for.
+        engine: Where it is computed; with ray on a cluster, see `benchmarks/ray_engine.py` for what its machines need.
+        address: Of the cluster: HOST:PORT or auto; the variable RAY_ADDRESS, else this machine alone, where not given.
         replace_optimizer: Run controllers that were made for another optimizer with each track's all the same.
         controls: Run the controls of each controller that enters, too: does what it sees matter?
     """
@@ -67,9 +71,9 @@ def run(
     console = make_console()
     for name, reason in left_out(chosen).items():
         console.print(f"Left out: {name}, {reason}")
-    engine: Engine = LocalEngine(_cores() if workers is None else positive_integer("workers", workers))
+    computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
-        benchmark, cells = run_benchmark(chosen, contestants, store, engine)
+        benchmark, cells = run_benchmark(chosen, contestants, store, computing)
         show_problems(benchmark.problems, console)
         entered = [contestant.name for contestant in contestants if contestant.is_entered]
         print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store)), console)
@@ -140,6 +144,25 @@ def list_all(suite: str | None = None) -> None:
         points = len(next(iter(contestant.grid.values())).points(chosen.tasks[0])) if contestant.grid else 0
         table.add_row(contestant.name, contestant.tuning or "not", str(points or "–"), ", ".join(contestant.tracks))
     console.print(table)
+
+
+def make_engine(name: Literal["local", "ray"], address: str | None, workers: int | None) -> Engine:
+    """Where work is computed.
+
+    Raises:
+        ValueError: If an option is wrong.
+        ImportError: If Ray is missing.
+        ConnectionError: If it can't be reached.
+    """
+    if workers is not None:
+        positive_integer("workers", workers)
+    if name == "ray":
+        from benchmarks.ray_engine import RayEngine
+
+        return RayEngine(address, workers)
+    if address is not None:
+        raise ValueError(f"An address is for Ray, but {address!r} was given with the engine {name!r}. Pass --engine ray, or leave --address out.")
+    return LocalEngine(workers or _cores())
 
 
 def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine) -> tuple[Benchmark, list[Cell]]:
@@ -267,7 +290,7 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         app.cli(description=__doc__, prog="lr-bench")
-    except (ValueError, FileNotFoundError, ImportError, TypeError, StoreError) as error:
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError, TypeError, StoreError) as error:
         raise SystemExit(f"lr-bench: {error}") from error
 
 
