@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,13 @@ from lr_env.controllers import BoundController, load_controller
 from lr_env.mdp import MDP, DecisionProcess
 from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
 from lr_env.mdp.statistics import Statistics
+from lr_env.pretrained import load_pretrained
 from lr_env.training import make_optimizer
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS
 from lr_env.training.torch_directions import Directions, LoopSignals, UnknownDirectionError
 
-PRETRAINED = Path(__file__).parent / "pretrained" / "controller.safetensors"
-"""What ``"pretrained"`` stands for."""
+PRETRAINED = "pretrained"
+"""Stands for the controller of :mod:`lr_env.pretrained` for the optimizer."""
 
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
@@ -42,7 +42,7 @@ class ControllerLR(LRScheduler):
 
     As in::
 
-        controller = ControllerLR(optimizer, "controller.safetensors", total_steps=10_000)
+        controller = ControllerLR(optimizer, "pretrained", total_steps=10_000)  # or the file of a controller
         for inputs, targets in loader:
             optimizer.zero_grad()
             loss = criterion(model(inputs), targets)
@@ -86,7 +86,8 @@ class ControllerLR(LRScheduler):
     Args:
         optimizer: Of ``torch.optim``'s kind, with parameters on one device. Features that look at its direction need SGD, Adagrad,
             RMSprop, Adam, AdamW or NAdam, or a process whose optimizer is a function.
-        controller: A file's path, a :class:`lr_env.BoundController`, or ``"pretrained"`` for the one that the package brings.
+        controller: A file's path, a :class:`lr_env.BoundController`, or ``"pretrained"`` for the one that the package brings for the
+            optimizer, see :mod:`lr_env.pretrained`.
         total_steps: T, calls of ``optimizer.step()`` in the whole training.
         initial_rate: Replaces the optimizer's ``lr`` at the start; of several groups, the largest.
         loss_lower_bound: What the loss can't fall below; 0 for classification.
@@ -103,7 +104,7 @@ class ControllerLR(LRScheduler):
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If the optimizer or the controller is none.
-        ValueError: If a number is out of range, or a feature needs what the loop can't give.
+        ValueError: If a number is out of range, a feature needs what the loop can't give, or no pretrained controller fits the optimizer.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class ControllerLR(LRScheduler):
             raise ValueError(f"clip_norm must be a finite number > 0, or None, but {clip_norm!r} was given.")
         self.optimizer = optimizer
         self.total_steps = positive_integer("total_steps", total_steps)
-        self._bound = _find(controller)
+        self._bound = _find(controller, optimizer)
         self._scaler, self._fallback = scaler, fallback
         options = make_circuit_breaker(circuit_breaker)
         self._breaker = None if options is None else _Breaker(options, optimizer)
@@ -456,16 +457,12 @@ def _check_optimizer(optimizer: object) -> None:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, but {kind.__name__} was given.{advice}")
 
 
-def _find(controller: BoundController | str | os.PathLike[str]) -> BoundController:
+def _find(controller: BoundController | str | os.PathLike[str], optimizer: torch.optim.Optimizer) -> BoundController:
     if isinstance(controller, BoundController):
         return controller
     if not isinstance(controller, (str, os.PathLike)):
         raise TypeError(f"controller must be a file's path or a BoundController, but {type(controller).__name__} was given.")
-    if controller != "pretrained":
-        return load_controller(controller)
-    if not PRETRAINED.exists():
-        raise FileNotFoundError('This version of lr-env brings no pretrained controller: give the path of a file, as "lr-train" writes it.')
-    return load_controller(PRETRAINED)
+    return load_pretrained(optimizer) if controller == PRETRAINED else load_controller(controller)
 
 
 def _refuse_unknown(process: DecisionProcess, mdp: MDP) -> None:

@@ -638,15 +638,15 @@ def test_a_file(tmp_path: Path) -> None:
     assert rates[0] == rates[1] == rates[2]
 
 
-def test_pretrained_is_in_the_package_or_refused() -> None:
-    from lr_env.scheduler import PRETRAINED
+@pytest.mark.parametrize(("make", "trained_for"), [(torch.optim.SGD, "momentum"), (torch.optim.AdamW, "adamw"), (torch.optim.NAdam, "adamw")])
+def test_pretrained_is_of_the_optimizers_kind(make: Callable[..., torch.optim.Optimizer], trained_for: str) -> None:
+    controller = ControllerLR(make([nn.Parameter(torch.ones(2))], 0.001), "pretrained", total_steps=10)
+    assert controller.mdp.optimizer == trained_for
 
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
-    if PRETRAINED.exists():
-        ControllerLR(optimizer, "pretrained", total_steps=10)
-    else:
-        with pytest.raises(FileNotFoundError, match="no pretrained controller"):
-            ControllerLR(optimizer, "pretrained", total_steps=10)
+
+def test_pretrained_is_refused_for_others() -> None:
+    with pytest.raises(ValueError, match="pretrained controllers for SGD, Adam, AdamW, NAdam, but Adagrad was given"):
+        ControllerLR(torch.optim.Adagrad([nn.Parameter(torch.ones(2))], 0.1), "pretrained", total_steps=10)
 
 
 def test_clipping_that_follows() -> None:
