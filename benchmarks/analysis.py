@@ -318,7 +318,7 @@ def _entries(track: _Track, references: Mapping[tuple[str, str], TaskReferences]
         runs, kept = track.runs[task.name][contestant], references[track.name, task.name]
         fine = ~runs.diverged
         with np.errstate(invalid="ignore", divide="ignore"):
-            test_losses = np.log10(runs.stacked("test_losses"))[fine]
+            test_losses = _decades(runs.stacked("test_losses"))[fine]
         has_metrics = all(result.test_metrics is not None for result in runs.results)
         opponents = OPPONENTS if track.kinds[contestant] == "entered" else (RIVAL,)
         yield TaskEntry(
@@ -527,6 +527,12 @@ def _profiles(track: _Track, references: Mapping[tuple[str, str], TaskReferences
             yield Profile(track.name, contestant, *(tuple(map(float, each)) for each in values))
 
 
+def _decades(losses: np.ndarray) -> np.ndarray:
+    """log10, of a loss of 0 that of the least number that scores know."""
+    logarithms: np.ndarray = np.log10(np.maximum(losses, 1e-38))
+    return logarithms
+
+
 def _optimizers(tracks: Sequence[_Track]) -> list[OptimizerRow]:
     shared = [task.name for task in tracks[0].tasks if all(track.runs[task.name] for track in tracks)] if tracks else []
     rows = []
@@ -535,7 +541,7 @@ def _optimizers(tracks: Sequence[_Track]) -> list[OptimizerRow]:
             if kind == "control" or contestant == HINDSIGHT or not shared or set(shared) - set(track.finished(contestant)):
                 continue
             runs = [track.runs[task][contestant] for task in shared]
-            tests = [float(np.log10(run.stacked("test_losses")[~run.diverged]).mean()) if not run.diverged.all() else np.nan for run in runs]
+            tests = [float(_decades(run.stacked("test_losses")[~run.diverged]).mean()) if not run.diverged.all() else np.nan for run in runs]
             rows.append(
                 OptimizerRow(
                     track=track.name,
@@ -631,7 +637,7 @@ def _worse_test(track: _Track, controller: str) -> tuple[bool | None, str]:
     for task in tasks:
         ours, theirs = track.paired(task, controller, RIVAL)
         with np.errstate(divide="ignore", invalid="ignore"):
-            differences = np.log10(ours.stacked("test_losses") / theirs.stacked("test_losses"))[~(ours.diverged | theirs.diverged)]
+            differences = (_decades(ours.stacked("test_losses")) - _decades(theirs.stacked("test_losses")))[~(ours.diverged | theirs.diverged)]
         if len(differences) and np.isfinite(differences).all():
             means.append(differences.mean())
     if not means:
