@@ -127,8 +127,8 @@ def makers(folder: Path) -> list[tuple[Maker, dict[str, Any]]]:
     mdp = MDP(optimizer="momentum")
     network = PolicyNetwork(mdp.begin(1, 1, 0.0).observation_space.shape[-1], 1, (4,))
     save_controller(folder / "a.safetensors", BoundController(network, mdp))
-    (folder / "code.py").write_text("from neighbour import Controller\n")
-    (folder / "neighbour.py").write_text("class Controller:\n    def predict(self, observation, *rest, **options): ...\n")
+    (folder / "code.py").write_text("from beside import Controller\n")
+    (folder / "beside.py").write_text("class Controller:\n    def predict(self, observation, *rest, **options): ...\n")
     files = FileMaker((folder / "a.safetensors",))
     code = CodeMaker(str(folder / "code.py"), "Controller")
     return [(files, {"training_seed": 0}), (code, {}), (CodeMaker("code", "Controller"), {}), (ControlMaker(code, "shuffled observations", 0), {})]
@@ -142,7 +142,7 @@ def test_files_of_contestants_travel(tmp_path: Path, monkeypatch: pytest.MonkeyP
     task = cells_of([{}], (1,)).task
     expected = given[0][0]("momentum", task, (1,), given[0][1])
     work, files = pack(dataclasses.replace(cells_of([point for _, point in given], (1,)), makers=tuple(maker for maker, _ in given)))
-    assert sorted(Path(path).name for path in files) == ["a.safetensors", "code.py", "neighbour.py"]
+    assert sorted(Path(path).name for path in files) == ["a.safetensors", "beside.py", "code.py"]
     shutil.rmtree(here)
     monkeypatch.chdir(tmp_path)
     moved = unpack(work, files, there).makers
