@@ -28,7 +28,7 @@ from benchmarks.terminal import make_console
 from lr_env import ControllerLR
 from lr_env.seeding import Role, preserved_global_generators, role_seeds
 from lr_env.tasks import make_task
-from lr_env.tasks.task import Split, Task
+from lr_env.tasks.task import Data, Split, Task
 
 COLOURS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00")
 SMOOTHING = 25
@@ -84,33 +84,33 @@ def main(options: Options) -> None:
         raise SystemExit(f"rates must hold one to {len(COLOURS)} rates, but {len(options.rates)} were given.")
     torch.set_num_threads(1)
     task = make_task(options.task)
-    if not isinstance(task, Task):
-        raise SystemExit(f"{options.task} is a family. Name a task.")
+    if not isinstance(task, Task) or not isinstance(task.data, Data):
+        raise SystemExit(f"{options.task} is no task with a data set. Name one.")
     settings = [
         (rate, controlled, seed)
         for rate in options.rates
         for controlled in (False, True)
         for seed in role_seeds(options.seed, Role.REPORT, options.trainings)
     ]
-    runs = [train(task, options, *setting) for setting in tqdm(settings, desc="Training", unit=" trainings", dynamic_ncols=True)]
+    runs = [train(task, task.data, options, *setting) for setting in tqdm(settings, desc="Training", unit=" trainings", dynamic_ncols=True)]
     options.output.mkdir(parents=True, exist_ok=True)
-    data = {"options": {**asdict(options), "output": str(options.output)}, "runs": [asdict(run) for run in runs]}
-    data["versions"] = {"lr_env": lr_env.__version__, "torch": torch.__version__}
-    (options.output / "results.json").write_text(json.dumps(data) + "\n")
+    record = {"options": {**asdict(options), "output": str(options.output)}, "runs": [asdict(run) for run in runs]}
+    record["versions"] = {"lr_env": lr_env.__version__, "torch": torch.__version__}
+    (options.output / "results.json").write_text(json.dumps(record) + "\n")
     draw(runs, options.output / "plain_loop.png")
     console = make_console()
     console.print(render_table(runs, options))
     console.print(f"Written to {os.fspath(options.output)}/: results.json, plain_loop.png")
 
 
-def train(task: Task, options: Options, rate: float, controlled: bool, seed: int) -> Run:
+def train(task: Task, data: Data, options: Options, rate: float, controlled: bool, seed: int) -> Run:
     """One training, as anybody would write it."""
     with preserved_global_generators():
         torch.manual_seed(seed)
         model = task.model()
         criterion = nn.CrossEntropyLoss()
         generator = torch.Generator().manual_seed(seed)
-        examples = TensorDataset(task.data.train.inputs, task.data.train.targets)
+        examples = TensorDataset(data.train.inputs, data.train.targets)
         loader = DataLoader(examples, task.batch_size, shuffle=True, drop_last=True, generator=generator)
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=options.momentum)
         controller = ControllerLR(optimizer, options.controller, total_steps=options.steps) if controlled else None
@@ -128,7 +128,7 @@ def train(task: Task, options: Options, rate: float, controlled: bool, seed: int
                 rates.append(float(optimizer.param_groups[0]["lr"]))
                 if len(losses) == options.steps:
                     break
-    return Run(rate, controlled, losses, rates, *evaluate(model, task.data.test))
+    return Run(rate, controlled, losses, rates, *evaluate(model, data.test))
 
 
 @torch.no_grad()

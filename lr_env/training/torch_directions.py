@@ -358,8 +358,8 @@ class LoopSignals:
             directions = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         self._latest_directions = directions
         weights = self._whole.of(self._parameters, self._like) if "weight_norm_squared" in self._names else nothing
-        before = [self.previous.get(name, nothing) for name in ("gradients", "directions")]
-        step = Step(loss, weights, gradients, directions, *before, nothing, lambda: (nothing, nothing), None)
+        previous_gradients, previous_directions = (self.previous.get(name, nothing) for name in ("gradients", "directions"))
+        step = Step(loss, weights, gradients, directions, previous_gradients, previous_directions, nothing, lambda: (nothing, nothing), None)
         return measure(step, self._names, self._groups)
 
     def _measure_pieces(self, loss: Tensor) -> Tensor:
