@@ -175,7 +175,8 @@ def draw(runs: list[Run], path: Path) -> None:
             axes.set_yscale("log")
             axes.set_xlabel("SGD step")
             axes.grid(alpha=0.25, which="major")
-        constant_axes.legend(title="First rate", frameon=False)
+        handles, labels = constant_axes.get_legend_handles_labels()
+        figure.legend(handles, [f"first rate {label}" for label in labels], loc="outside upper center", ncols=len(labels), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 
