@@ -105,6 +105,7 @@ class PolicyNetwork(nn.Module):
             nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
+        self._affine = [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def preactivations(self, observations: Tensor) -> Tensor:
         """What the last layer gives: ``(N, F) -> (N, A)``."""
@@ -122,10 +123,11 @@ class PolicyNetwork(nn.Module):
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
         with torch.no_grad():
-            values = torch.from_numpy(observations)
-            for layer in self.layers:
-                values = layer.forward(values)  # calls of modules would take as long as what they do
-            return _OUTPUTS[self.output](values).numpy(), state
+            # What `forward` does; calls of modules would take longer than this.
+            values, activate = torch.from_numpy(observations), torch.relu_ if self.activation == "relu" else torch.tanh_
+            for weight, bias in self._affine[:-1]:
+                values = activate(nn.functional.linear(values, weight, bias))
+            return _OUTPUTS[self.output](nn.functional.linear(values, *self._affine[-1])).numpy(), state
 
 
 def save_controller(path: str | os.PathLike[str], bound: BoundController) -> None:

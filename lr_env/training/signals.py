@@ -119,6 +119,14 @@ class Step:
 
 def measure(step: Step, names: frozenset[str], groups: Groups) -> Tensor:
     """The signals of a step, ``(R, G, N)``, float64, with the rows that :func:`signal_rows` names."""
+    rows = signal_values(step, names, groups)
+    if len(groups) == 1:
+        return torch.stack([row.view(-1) for row in rows]).double().unsqueeze(1)
+    return torch.stack([row.t() if row.dim() == 2 else row.expand(len(groups), -1) for row in rows]).double()
+
+
+def signal_values(step: Step, names: frozenset[str], groups: Groups) -> list[Signal]:
+    """The same, row by row."""
     factors = {
         "gradient_norm_squared": (step.gradients, step.gradients),
         "gradient_dot_previous": (step.gradients, step.previous_gradients),
@@ -148,7 +156,4 @@ def measure(step: Step, names: frozenset[str], groups: Groups) -> Tensor:
         losses, outputs, changes = step.predictions
         variances = outputs.var(1, correction=0), changes.var(1, correction=0)
         values |= dict(zip(VALIDATION_SIGNALS, (losses, *variances), strict=True))
-    rows = [values[name] for name in signal_rows(names)]
-    if len(groups) == 1:
-        return torch.stack([row.view(-1) for row in rows]).double().unsqueeze(1)
-    return torch.stack([row.t() if row.dim() == 2 else row.expand(len(groups), -1) for row in rows]).double()
+    return [values[name] for name in signal_rows(names)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from torch._utils import _flatten_dense_tensors
 
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
-from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, signal_rows
+from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, signal_rows, signal_values
 
 ParameterGroup: TypeAlias = Mapping[str, Any]
 """An entry of ``param_groups``."""
@@ -142,6 +143,8 @@ class Directions:
             raise UnknownDirectionError(f"the direction of {type(optimizer).__name__} is not known; known are {', '.join(KNOWN_OPTIMIZERS)}")
         self._kind = found
         self._made: dict[tuple[Any, ...], StackedOptimizer] = {}
+        self._names: dict[StackedOptimizer, list[str]] = {}
+        self._memory: Tensor | None = None
         self.rules = [self._rule(group) for group in optimizer.param_groups]
 
     def begin(self, ratios: Sequence[float], factor: Tensor | None) -> None:
@@ -155,7 +158,9 @@ class Directions:
         self._ratios, self._factor = ratios, factor
 
     def terms(self, piece: Piece, gradients: Tensor, weights: Tensor) -> list[tuple[float, Tensor]] | None:
-        """The directions of a piece as a sum of multiples of vectors that exist; None where they are none, as Adam's.
+        """The directions of a piece as a sum of multiples of few vectors; None where that is not known.
+
+        They hold until the next call.
 
         Args:
             piece: The piece.
@@ -163,20 +168,51 @@ class Directions:
             weights: Its weights ``(1, p)``.
         """
         rule, parameters = self.rules[piece.group], [self._parameters[i] for i in piece.parameters]
-        buffers = [self._optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
-        has_buffers = any(buffer is not None for buffer in buffers)
-        is_uneven = has_buffers and any(buffer is None for buffer in buffers)
-        if not isinstance(rule, SGD) or is_uneven or any(parameter.grad is None for parameter in parameters):
+        states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
+        is_even = all(state.keys() == states[0].keys() for state in states)
+        if not is_even or any(parameter.grad is None for parameter in parameters):
             return None
-        # s (g + λ w + μ m), or with Nesterov's momentum s ((1 + μ) (g + λ w) + μ² m)
+        factor = 1.0 if self._factor is None else self._factor.item()
+        if isinstance(rule, SGD):
+            return self._terms_of_sgd(rule, piece, factor, gradients, weights, [state.get("momentum_buffer") for state in states])
+        steps = {int(state.get("step", 0)) for state in states}
+        if type(rule) not in (Adam, AdamW) or len(steps) > 1 or (rule.weight_decay and not rule.is_decoupled):
+            return None
+        assert isinstance(rule, Adam)
+        return self._terms_of_adam(rule, piece, steps.pop() + 1, gradients if factor == 1 else gradients * factor, weights, states)
+
+    def _terms_of_sgd(
+        self, rule: SGD, piece: Piece, factor: float, gradients: Tensor, weights: Tensor, buffers: Sequence[Tensor | None]
+    ) -> list[tuple[float, Tensor]]:
+        """``s (g + λ w + μ m)``, or with Nesterov's momentum ``s ((1 + μ) (g + λ w) + μ² m)``, where s is the group's ratio."""
         scale, momentum = self._ratios[piece.group], rule.momentum or 0.0
         of_gradient, of_buffer = (scale * (1 + momentum), scale * momentum**2) if rule.nesterov else (scale, scale * momentum)
-        terms = [(of_gradient if self._factor is None else of_gradient * self._factor.item(), gradients)]
+        terms = [(of_gradient * factor, gradients)]
         if rule.weight_decay:
             terms.append((of_gradient * rule.weight_decay, weights))
-        if has_buffers and momentum:
-            terms.append((of_buffer, piece.of(buffers, gradients)))
+        if momentum and (known := [buffer for buffer in buffers if buffer is not None]):
+            terms.append((of_buffer, piece.of(known, gradients)))
         return terms
+
+    def _terms_of_adam(
+        self, rule: Adam, piece: Piece, step: int, gradients: Tensor, weights: Tensor, states: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[float, Tensor]]:
+        """``s m / ((1 − β₁ᵗ) (√v̂ + ε)) + s λ w``, in memory that is used again."""
+        if self._memory is None or self._memory.shape[1] < gradients.shape[1] or self._memory.dtype != gradients.dtype:
+            self._memory = torch.empty((2, gradients.shape[1]), dtype=gradients.dtype, device=gradients.device)
+        quotients, denominators = self._memory[:1, : gradients.shape[1]], self._memory[1:, : gradients.shape[1]]
+        correction = 1 - rule.beta1**step
+        if "exp_avg" in states[0]:
+            torch.lerp(piece.of([state["exp_avg"] for state in states], gradients), gradients, 1 - rule.beta1, out=quotients)
+            torch.mul(piece.of([state["exp_avg_sq"] for state in states], gradients), rule.beta2, out=denominators)
+            denominators.addcmul_(gradients, gradients, value=1 - rule.beta2)
+        else:
+            torch.mul(gradients, 1 - rule.beta1, out=quotients)
+            torch.mul(gradients, gradients, out=denominators).mul_(1 - rule.beta2)
+        denominators.sqrt_().mul_(correction / math.sqrt(1 - rule.beta2**step)).add_(correction * rule.epsilon)
+        scale = self._ratios[piece.group]
+        terms = [(scale, quotients.div_(denominators))]
+        return [*terms, (scale * rule.weight_decay, weights)] if rule.weight_decay else terms
 
     def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:
         """The directions of a piece ``(1, p)``, with its gradients ``(1, p)``; the same tensor for plain SGD."""
@@ -189,7 +225,7 @@ class Directions:
         if rule.weight_decay or not isinstance(rule, SGD) or rule.has_momentum:
             states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
             weights = piece.of(parameters, gradients) if rule.weight_decay else gradients
-            state = {name: self._state(piece, name, states, gradients) for name in rule.initial_state(gradients[:, :0])}
+            state = {name: self._state(piece, name, states, gradients) for name in self._names[rule]}
             directions, _ = rule.directions(gradients, weights, state, self._steps(piece, states, gradients))
         if ratio != 1:
             directions = directions * ratio
@@ -208,27 +244,26 @@ class Directions:
         names = ("momentum", "nesterov", "betas", "alpha", "centered", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay")
         key = tuple(group.get(name) for name in names)
         if key not in self._made:
-            self._made = {key: self._kind.make(group)} | ({} if len(self._made) > 100 else self._made)
+            rule = self._kind.make(group)
+            self._made = {key: rule} | ({} if len(self._made) > 100 else self._made)
+            self._names = {rule: list(rule.initial_state(torch.zeros(1, 0)))} | ({} if len(self._names) > 100 else self._names)
         return self._made[key]
 
     def _state(self, piece: Piece, name: str, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """One tensor of our state, ``(1, p)``; 0 before the optimizer's first step."""
         key = self._kind.state[name]
-        values = []
-        for i, state in zip(piece.parameters, states, strict=True):
-            value, parameter = state.get(key), self._parameters[i]
-            if value is None:
-                value = torch.zeros((), dtype=like.dtype, device=like.device).expand(parameter.shape)
-            elif key == "mu_product":
-                value = (1 - value).to(like).expand(parameter.shape)
-            values.append(value)
+        values = [state.get(key) for state in states]
+        for k, value in enumerate(values):
+            if value is None or key == "mu_product":
+                start = like.new_zeros(()) if value is None else (1 - value).to(like)
+                values[k] = start.expand(self._parameters[piece.parameters[k]].shape)
         return piece.of(values, like)
 
     def _steps(self, piece: Piece, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """The number of the coming step, ``(1, 1)``, or ``(1, p)`` where the parameters' differ, as those do that had no gradient."""
-        steps = [int(state.get("step", 0)) + 1 for state in states] if any("step" in state for state in states) else [1]
+        steps = [int(state.get("step", 0)) + 1 for state in states]
         if len(set(steps)) == 1:
-            return torch.tensor([[steps[0]]], device=like.device)
+            return like.new_full((1, 1), steps[0], dtype=torch.int64)
         sizes = torch.tensor([self._parameters[i].numel() for i in piece.parameters])
         return torch.tensor(steps).repeat_interleave(sizes).to(like.device).unsqueeze(0)
 
@@ -317,7 +352,7 @@ class LoopSignals:
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
         self.previous = {name: self._like.new_zeros(1, sum(sizes)) for name, signal in kept.items() if signal in names}
         self._gradients: list[Tensor] = []
-        self._latest_directions = self._like
+        self._latest_gradients = self._latest_directions = self._like
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.
@@ -344,7 +379,9 @@ class LoopSignals:
 
     def keep(self) -> None:
         """Takes the last step for the one before the next."""
-        if "gradients" in self.previous:
+        if "gradients" in self.previous and self._is_small:
+            self.previous["gradients"].copy_(self._latest_gradients)
+        elif "gradients" in self.previous:
             torch.cat([gradient.reshape(-1) for gradient in self._gradients], out=self.previous["gradients"][0])
         if "directions" in self.previous:
             self.previous["directions"].copy_(self._latest_directions)
@@ -356,11 +393,13 @@ class LoopSignals:
         if self.directions is not None:
             parts = [self.directions(piece, gradients if len(self._pieces) == 1 else gradients[:, piece.part]) for piece in self._pieces]
             directions = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        self._latest_directions = directions
+        self._latest_gradients, self._latest_directions = gradients, directions
         weights = self._whole.of(self._parameters, self._like) if "weight_norm_squared" in self._names else nothing
         previous_gradients, previous_directions = (self.previous.get(name, nothing) for name in ("gradients", "directions"))
         step = Step(loss, weights, gradients, directions, previous_gradients, previous_directions, nothing, lambda: (nothing, nothing), None)
-        return measure(step, self._names, self._groups)
+        if self.num_groups > 1 or self.device.type != "cpu":
+            return measure(step, self._names, self._groups)
+        return torch.tensor([value.item() for value in signal_values(step, self._names, self._groups)], dtype=torch.float64).view(-1, 1, 1)
 
     def _measure_pieces(self, loss: Tensor) -> Tensor:
         names, sums = self._names, _Sums(self._rows, self.num_groups)
