@@ -252,7 +252,7 @@ class Directions:
     def _state(self, piece: Piece, name: str, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """One tensor of our state, ``(1, p)``; 0 before the optimizer's first step."""
         key = self._kind.state[name]
-        values = [state.get(key) for state in states]
+        values: list[Any] = [state.get(key) for state in states]
         for k, value in enumerate(values):
             if value is None or key == "mu_product":
                 start = like.new_zeros(()) if value is None else (1 - value).to(like)
