@@ -12,7 +12,6 @@ from typing import Any
 import ray
 
 QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what is lost, callers say in words
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it each start warns
     "RAY_enable_metrics_collection": "0",  # there is no exporter to receive them
