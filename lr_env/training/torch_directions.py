@@ -29,7 +29,7 @@ ParameterGroup: TypeAlias = Mapping[str, Any]
 ELEMENTS_OF_SMALL_MODEL = 2**18
 """In larger models sums are rounded otherwise than in the environment."""
 
-ELEMENTS_PER_PIECE = 2**17
+ELEMENTS_PER_PIECE = 2**18
 """Elements of a large model that are looked at together."""
 
 ELEMENTS_TO_COPY = 2**13
