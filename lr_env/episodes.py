@@ -218,6 +218,7 @@ class Episodes:
         self.table = self.process.initial(num_members)
         self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
         self._graph: Any = None
+        self._second_graph: Any = None
         self._safe = SafeStates(self.population.state, self.table) if self.process.circuit_breaker else None
         if self._safe is not None and isinstance(optimizer, TorchOptimizer):
             raise ValueError("The circuit breaker can't put back an optimizer that is made by a function: use an optimizer by name.")
@@ -398,12 +399,29 @@ class Episodes:
     def _pass_fused(self, work: _Pass) -> Array:
         """Process and population in one graph, which holds for first steps too; observations ``(N, F)``."""
         population, everyone = self.population, np.ones(self.num_members, bool)
-        masks = (self._to_table(everyone if mask is None else mask) for mask in (work.deciding, work.running))
-        decision = self.table, self._to_table(work.actions.T), *masks, work.inputs, work.targets
-        arguments = (population.state, population.steps_tensor, *decision, *population.batch())
+        deciding, running = (self._to_table(everyone if mask is None else mask) for mask in (work.deciding, work.running))
+        actions, rewarded = self._to_table(work.actions.T), (work.inputs, work.targets)
+        if population.has_kernel:
+            return self._pass_in_place(actions, deciding, running, rewarded)
+        arguments = (population.state, population.steps_tensor, self.table, actions, deciding, running, *rewarded, *population.batch())
         if self._graph is None:
             self._graph = population.fused(self._decide_fused, arguments)
         population.state, self.table, observations = self._graph(*arguments)
+        return observations
+
+    def _pass_in_place(self, actions: Tensor, deciding: Tensor, running: Tensor, rewarded: tuple[Tensor | None, Tensor | None]) -> Array:
+        """The same with the population's kernel between two graphs."""
+        population = self.population
+        choice = self.table, actions, deciding, running
+        if self._graph is None:
+            self._graph = population.fused(self._choose_fused, choice)
+        table, rates = self._graph(*choice)
+        losses, products = population.step_in_place(rates)
+        arguments = (population.state, population.steps_tensor, losses, products, table, running, *rewarded)
+        if self._second_graph is None:
+            self._second_graph = population.fused(self._learn_fused, arguments)
+        changes, self.table, observations = self._second_graph(*arguments)
+        population.follow(changes)
         return observations
 
     def _decide_fused(
@@ -433,6 +451,34 @@ class Episodes:
         self._decide(self.process.record(table), actions, deciding, running, train, None if inputs is None else losses_after)
         return following, table, self.process.observation(table)
 
+    def _choose_fused(self, table: Tensor, actions: Tensor, deciding: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+        """The table with the chosen rates, and these, ``(N, G)``, of the population's type."""
+        table = table.clone()
+        rates, _ = self._choose(self.process.record(table), actions, deciding, running)
+        return table, rates.to(self.population.dtype).contiguous()
+
+    def _learn_fused(
+        self,
+        state: State,
+        steps: Tensor,
+        losses: Tensor,
+        products: Tensor,
+        table: Tensor,
+        running: Tensor,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """What changes of the population's state, the next table, and observations ``(N, F)``."""
+
+        def losses_after() -> Tensor:
+            assert inputs is not None and targets is not None
+            return self.population.losses_after(state["parameters"], state, inputs, targets)
+
+        changes, signals = self.population.conclude(state, steps, losses, products)
+        table = table.clone()
+        self._learn(self.process.record(table), signals, running, None if inputs is None else losses_after)
+        return changes, table, self.process.observation(table)
+
     def _decide(
         self,
         record: Record,
@@ -454,14 +500,24 @@ class Episodes:
             losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
             begins: Whether the gradient may be somebody's first.
         """
-        process, library = self.process, namespace(actions)
+        self._learn(record, train(*self._choose(record, actions, deciding, running)), running, losses_after, begins)
+
+    def _choose(self, record: Record, actions: Array, deciding: Array | None, running: Array | None) -> tuple[Array, Array | None]:
+        """The action's part of :meth:`_decide`: the rates ``(N, G)``, and the momenta ``(N, G)`` or None."""
+        process = self.process
         process.act(record, actions, deciding)
         shape = (process.num_groups, -1)
         rates = record["rates"].reshape(shape)  # (G, N)
         if running is not None:
-            rates = library.where(running, rates, 0.0)
-        momenta = record["momentum"].reshape(shape).T if process.mdp.control_momentum else None
-        process.observe(record, train(rates.T, momenta), begins)
+            rates = namespace(actions).where(running, rates, 0.0)
+        return rates.T, record["momentum"].reshape(shape).T if process.mdp.control_momentum else None
+
+    def _learn(
+        self, record: Record, signals: Array, running: Array | None, losses_after: Callable[[], Array] | None, begins: bool = True
+    ) -> None:
+        """The rest of it, once the SGD step has given its signals ``(R, G, N)``."""
+        process, library = self.process, namespace(signals)
+        process.observe(record, signals, begins)
         diverged = process.has_diverged(record)
         if running is not None:
             diverged &= running
@@ -533,7 +589,7 @@ class Episodes:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None, "_record": None}  # a graph and views: made anew
+        return self.__dict__ | {"_graph": None, "_second_graph": None, "_record": None}  # graphs and views: made anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -57,8 +57,13 @@ class Batches:
         self._examples = torch.zeros(num_members, family.num_examples, dtype=torch.int64) if family.varies_examples else None
 
     def cast(self, values: Tensor) -> Tensor:
-        """Values on the population's device; floating-point ones in its type, others as they are."""
-        return values.to(self._device, self._dtype if values.is_floating_point() else values.dtype)
+        """Values on the population's device, contiguous; floating-point ones in its type, others as they are."""
+        return values.to(self._device, self._dtype if values.is_floating_point() else values.dtype).contiguous()
+
+    @property
+    def num_own_targets(self) -> int:
+        """M where every member has targets of its own, 0 where all share theirs."""
+        return len(self._inputs) if self._family.varies_labels else 0
 
     def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], draws: list[np.random.SeedSequence]) -> None:
         """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws.

@@ -56,6 +56,8 @@ class GradientFunction:
     Attributes:
         is_stochastic: Whether the model draws random numbers while it trains, as dropout does.
         is_plain: Whether the function is made of plain operations, so that it can be part of a larger graph.
+        layout: Where each parameter lies.
+        model: The template.
     """
 
     def __init__(self, task: Task, model: nn.Module, num_members: int, engine: Engine = "auto", backend: Backend = interpreted) -> None:
@@ -64,7 +66,7 @@ class GradientFunction:
         self.layout = ParameterLayout(model)
         self.engine: Engine = "looped" if engine == "auto" and num_members == 1 else engine
         self.is_stochastic = self.is_plain = False
-        self._task, self._model, self._num_members, self._backend = task, model, num_members, backend
+        self._task, self.model, self._num_members, self._backend = task, model, num_members, backend
         self._function: Callable[..., tuple[Tensor, Tensor]] = self._single
 
     def __call__(
@@ -159,11 +161,11 @@ class GradientFunction:
 
         def predict(flat: Tensor, own_buffers: Buffers, scale: Tensor | None) -> tuple[Tensor, Tensor]:
             scaled = inputs if scale is None else inputs * scale
-            outputs = functional_call(self._model, {**self.layout.views(flat), **own_buffers}, (scaled,))
+            outputs = functional_call(self.model, {**self.layout.views(flat), **own_buffers}, (scaled,))
             observed = self._task.loss if self._task.observed_loss is None else self._task.observed_loss
             return _mean(observed, outputs, targets), outputs.flatten()
 
-        self._model.eval()
+        self.model.eval()
         try:
             if self.engine == "batched":
                 losses, outputs = vmap(predict, (0, 0, None if scales is None else 0))(parameters, buffers, scales)
@@ -172,7 +174,7 @@ class GradientFunction:
             results = [predict(parameters[i], _clone(buffers, i), None if scales is None else scales[i]) for i in members]
             return torch.stack([loss for loss, _ in results]), torch.stack([outputs for _, outputs in results])
         finally:
-            self._model.train()
+            self.model.train()
 
     def require_examples(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> None:
         """Checks on a first batch that the examples' gradients exist and average to the batch's.
@@ -213,9 +215,8 @@ class GradientFunction:
                 torch.cuda.set_rng_state(before_on_device, parameters.device)
                 name = self._task.name
                 raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
-            # The check is made on weights and data that the trace has not seen.
-            check = (parameters * 0.9, buffers, inputs.roll(1, dims=1), targets.roll(1, dims=1))
-            if self.engine == "batched" or (self.engine == "auto" and not _has_convolutions(self._model)):
+            check = unseen(parameters, buffers, inputs, targets)
+            if self.engine == "batched" or (self.engine == "auto" and not _has_convolutions(self.model)):
                 reason = self._try_batched(parameters, buffers, inputs, targets, check)
                 if not reason:
                     return
@@ -229,7 +230,7 @@ class GradientFunction:
                 graph = flat_graph(self._single, example)
             except Exception:  # whatever the model does that cannot be traced: plain autograd runs it
                 return
-            if self._agrees(lambda p, b, x, y: graph(p[-1], {name: buffer[-1] for name, buffer in b.items()}, x[-1], y[-1]), check):
+            if self.agrees(lambda p, b, x, y: graph(p[-1], {name: buffer[-1] for name, buffer in b.items()}, x[-1], y[-1]), check):
                 self.is_plain = self._num_members == 1
                 self._function = graph if self.is_plain else self._backend(graph, example)
 
@@ -245,13 +246,13 @@ class GradientFunction:
                 graph = flat_graph(mapped, (parameters, _clone(buffers), inputs, targets))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        if not self._agrees(lambda *arguments: tuple(part[-1] for part in graph(*arguments)), check):
+        if not self.agrees(lambda *arguments: tuple(part[-1] for part in graph(*arguments)), check):
             return "its gradients disagree with plain autograd"
         self.engine, self._function, self.is_plain = "batched", graph, True
         return ""
 
-    def _agrees(self, last_member: Callable[..., tuple[Tensor, ...]], check: tuple[Tensor, Buffers, Tensor, Tensor]) -> bool:
-        """Whether a function gives the last member's gradient, loss and buffers as plain autograd does."""
+    def agrees(self, last_member: Callable[..., tuple[Tensor, ...]], check: tuple[Tensor, Buffers, Tensor, Tensor]) -> bool:
+        """Whether a function gives the last member's gradient ``(P,)``, loss and buffers as plain autograd does, of arguments as :meth:`choose` takes."""
         parameters, buffers, inputs, targets = check
         expected_buffers, actual_buffers = _clone(buffers, -1), _clone(buffers)
         expected = self._single(parameters[-1], expected_buffers, inputs[-1], targets[-1])
@@ -280,7 +281,7 @@ class GradientFunction:
         return self.layout.flatten(gradients), observed
 
     def _losses(self, parameters: Mapping[str, Tensor], buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = functional_call(self._model, {**parameters, **buffers}, (inputs,))
+        outputs = functional_call(self.model, {**parameters, **buffers}, (inputs,))
         loss = _mean(self._task.loss, outputs, targets)
         observed = loss if self._task.observed_loss is None else _mean(self._task.observed_loss, outputs, targets)
         return loss, observed
@@ -346,6 +347,11 @@ class EvaluationFunction:
         sums = loss(outputs, targets).sum()
         metric = torch.zeros_like(sums) if self._task.metric is None else self._task.metric.function(outputs, targets).sum(0)
         return torch.cat([sums.view(1), metric.view(-1)])
+
+
+def unseen(parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Buffers, Tensor, Tensor]:
+    """Other weights and data than these, to check on what was made with these."""
+    return parameters * 0.9, buffers, inputs.roll(1, dims=1), targets.roll(1, dims=1)
 
 
 def _mean(function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ from lr_env.seeding import Streams
 from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
-from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
+from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction, unseen
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
+from lr_env.training.perceptron import SIGNALS as PRODUCTS
+from lr_env.training.perceptron import PerceptronKernel, make_kernel
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
@@ -82,6 +84,7 @@ class Population:
     """
 
     _evaluation: EvaluationFunction | None
+    _kernel: PerceptronKernel | None
     _take_step: Callable[..., Any] | None
     _take_losses: Callable[..., Any] | None
 
@@ -116,6 +119,8 @@ class Population:
         if compile:
             require_compiler()
         self._signals, self._compile, self._controls_momentum = signals, compile, controls_momentum
+        overwritten = {"direction_agreement", *EXAMPLE_SIGNALS, *VALIDATION_SIGNALS}  # signals of what the kernel writes over
+        self._may_use_kernel = compile and self._is_on_cpu and not controls_momentum and signals.isdisjoint(overwritten)
         self._engine: Engine = "looped" if isinstance(optimizer, TorchOptimizer) else gradients
         self._build_functions()
         self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
@@ -214,6 +219,8 @@ class Population:
     def train(self, rates: np.ndarray, momenta: np.ndarray | None = None) -> np.ndarray:
         """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; arguments and signals as of :meth:`step`."""
         self._rates_view[:] = rates
+        if self.has_kernel:
+            return self._train_in_place()
         rates_tensor = self._rates if self._is_on_cpu else self._rates.to(self.device)
         momenta_tensor = None
         if self._controls_momentum:
@@ -224,6 +231,57 @@ class Population:
             self._take_step = self.fused(self.transition, arguments)
         self.state, signals = self._take_step(*arguments)
         result: np.ndarray = signals.cpu().numpy()
+        return result
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether :meth:`step_in_place` and :meth:`conclude` stand in for :meth:`transition`, which they do where a kernel of our own is faster.
+
+        The first call must follow the first :meth:`restart`.
+        """
+        self._choose_engine()
+        return self._kernel is not None
+
+    def step_in_place(self, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """``w ← w − rate · u``, then loss and gradient at the new weights, for rates ``(N, G)`` of the population's type.
+
+        Returns:
+            Losses ``(N,)`` and products ``(3, G, N)``, for :meth:`conclude`.
+        """
+        assert self._kernel is not None
+        state, own_targets = self.state, self.batches.num_own_targets
+        inputs, targets, indices, scales, *_ = self.batch()
+        assert inputs is not None and targets is not None and indices is not None
+        return self._kernel(state["parameters"], state["directions"], state["gradients"], rates, inputs, targets, indices, scales, own_targets)
+
+    def conclude(self, state: State, steps: Tensor, losses: Tensor, products: Tensor) -> tuple[State, Tensor]:
+        """Directions and signals after :meth:`step_in_place`, whose results are given: a pure function, to be part of a graph.
+
+        Returns:
+            What changes of the state, for :meth:`follow`, and signals ``(R, G, N)``, float64.
+        """
+        assert not isinstance(self.optimizer, TorchOptimizer)
+        parameters, gradients = state["parameters"], state["gradients"]
+        directions, optimizer_state = self.optimizer.directions(gradients, parameters, _part(state, "optimizer."), steps + 1)
+        changes = {f"optimizer.{name}": value for name, value in optimizer_state.items()}
+        if directions is not gradients:
+            changes["directions"] = directions
+        known = {name: row[0] if len(self.groups) == 1 else row.t() for name, row in zip(PRODUCTS, products.unbind(), strict=True)}
+        step = Step(losses, parameters, gradients, directions, None, None, self._output_weights(parameters), known=known)
+        return changes, measure(step, self._signals, self.groups)
+
+    def follow(self, changes: State) -> None:
+        """Makes the changes that :meth:`conclude` returned."""
+        self.state |= {"directions": self.state["gradients"]} | changes
+
+    def _train_in_place(self) -> np.ndarray:
+        losses, products = self.step_in_place(self._rates.to(self.dtype))
+        arguments = (self.state, self.steps_tensor, losses, products)
+        if self._take_step is None:
+            self._take_step = self._backend(self.conclude, arguments)
+        changes, signals = self._take_step(*arguments)
+        self.follow(changes)
+        result: np.ndarray = signals.numpy()
         return result
 
     def move_on(self, members: np.ndarray | None = None) -> None:
@@ -421,6 +479,8 @@ class Population:
             gradients = self._gradient_function
             first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
             gradients.choose(*first)
+            if self._may_use_kernel and gradients.engine != "looped":
+                self._kernel = make_kernel(self.family, gradients, self.groups, unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched", self._backend)
@@ -457,12 +517,12 @@ class Population:
         self._backend: Backend = compiled if self._compile else interpreted
         self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._backend)
         self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
-        self._evaluation = None
+        self._evaluation = self._kernel = None
         self._take_step = self._take_losses = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_evaluation"):
+        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_evaluation", "_kernel"):
             del state[name]
         state["_take_step"] = state["_take_losses"] = None  # graphs: built anew
         return state

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -52,13 +52,15 @@ class Groups:
 
     Attributes:
         names: The parameters of each group, ``(G,)``.
+        of_tensors: The group of each parameter tensor.
     """
 
     def __init__(self, grouping: Grouping, layout: ParameterLayout, device: torch.device) -> None:
         self.names = parameter_groups(grouping, list(layout.shapes))
         positions = {name: position for position, group in enumerate(self.names) for name in group}
         self._sizes = [shape.numel() for shape in layout.shapes.values()]
-        self._of_tensor = torch.tensor([positions[name] for name in layout.shapes], device=device)
+        self.of_tensors = tuple(positions[name] for name in layout.shapes)
+        self._of_tensor = torch.tensor(self.of_tensors, device=device)
         self._of_weight = self._of_tensor.repeat_interleave(torch.tensor(self._sizes, device=device))
         self._counts = torch.zeros(len(self.names), device=device).index_add(0, self._of_tensor, torch.tensor(self._sizes, device=device).float())
 
@@ -99,22 +101,24 @@ class Step:
         parameters: ``(N, P)``, as the following.
         gradients: At the parameters.
         directions: Of the optimizer.
-        previous_gradients: Of the step before; 0 at the first.
+        previous_gradients: Of the step before; 0 at the first. None where no signal is made of them.
         previous_directions: The same.
         output_weights: ``(N, K)``.
-        examples: Gives the losses ``(N, B)`` and slopes ``⟨g_i, u⟩ (N, B, G)`` of the minibatch's examples.
+        examples: Gives the losses ``(N, B)`` and slopes ``⟨g_i, u⟩ (N, B, G)`` of the minibatch's examples; None where nobody asks.
         predictions: On the validation examples: losses ``(N,)``, outputs ``(N, M)`` and their change ``(N, M)``; None where nobody asks.
+        known: Signals ``(N, G)``, or ``(N,)`` for one group, that need not be computed.
     """
 
     losses: Tensor
     parameters: Tensor
     gradients: Tensor
     directions: Tensor
-    previous_gradients: Tensor
-    previous_directions: Tensor
+    previous_gradients: Tensor | None
+    previous_directions: Tensor | None
     output_weights: Tensor
-    examples: Callable[[], tuple[Tensor, Tensor]]
-    predictions: tuple[Tensor, Tensor, Tensor] | None
+    examples: Callable[[], tuple[Tensor, Tensor]] | None = None
+    predictions: tuple[Tensor, Tensor, Tensor] | None = None
+    known: Mapping[str, Signal] = field(default_factory=dict)
 
 
 def measure(step: Step, names: frozenset[str], groups: Groups) -> Tensor:
@@ -134,22 +138,26 @@ def signal_values(step: Step, names: frozenset[str], groups: Groups) -> list[Sig
         "direction_norm_squared": (step.directions, step.directions),
         "weight_norm_squared": (step.parameters, step.parameters),
     }
-    values: dict[str, Signal] = {"loss": step.losses}
-    products: dict[tuple[int, int], Signal] = {}
+    values: dict[str, Signal] = {"loss": step.losses, **step.known}
+    # For SGD the direction is the gradient: the same product is taken once.
+    products = {(id(left), id(right)): values[name] for name, (left, right) in factors.items() if name in values}
     for name in signal_rows(names):
         if name in factors:
             left, right = factors[name]
-            key = (id(left), id(right))  # for SGD the direction is the gradient: the same product is taken once
+            key = (id(left), id(right))
             if key not in products:
+                assert right is not None
                 products[key] = groups.products(left, right)
             values[name] = products[key]
     if "direction_agreement" in names:
+        assert step.previous_directions is not None
         values["direction_agreement"] = groups.means((step.directions * step.previous_directions).sign())
     if "output_weight_mean" in names:
         values["output_weight_mean"] = step.output_weights.mean(1)
     if "output_weight_variance" in names:
         values["output_weight_variance"] = step.output_weights.var(1, correction=0)
     if names.intersection(EXAMPLE_SIGNALS):
+        assert step.examples is not None
         losses, slopes = step.examples()
         values |= {"loss_variance": losses.var(1, correction=0), "slope_variance": slopes.var(1, correction=0)}
     if step.predictions is not None:
