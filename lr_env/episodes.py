@@ -512,9 +512,7 @@ class Episodes:
             rates = namespace(actions).where(running, rates, 0.0)
         return rates.T, record["momentum"].reshape(shape).T if process.mdp.control_momentum else None
 
-    def _learn(
-        self, record: Record, signals: Array, running: Array | None, losses_after: Callable[[], Array] | None, begins: bool = True
-    ) -> None:
+    def _learn(self, record: Record, signals: Array, running: Array | None, losses_after: Callable[[], Array] | None, begins: bool = True) -> None:
         """The rest of it, once the SGD step has given its signals ``(R, G, N)``."""
         process, library = self.process, namespace(signals)
         process.observe(record, signals, begins)

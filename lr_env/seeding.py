@@ -6,12 +6,13 @@ or another optimizer, and episode ``e`` of a seed is the same whatever happened 
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -93,6 +94,53 @@ class Streams:
 
     def _stream(self, number: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=(self.episode, number))
+
+
+def first_words(streams: Sequence[Streams], purpose: Literal["weights", "order"], count: int) -> np.ndarray:
+    """What ``stream.weights.generate_state(count)`` gives, or ``order``'s, for many streams ``(K,)`` at once: ``(K, count)``, uint32.
+
+    A ``numpy.random.SeedSequence`` for each would take half of a reset.
+    """
+    seeds, episodes = ([getattr(stream, name) for stream in streams] for name in ("seed", "episode"))
+    if not streams or max(*seeds, *episodes) >= 2**32:  # several words each
+        return np.array([getattr(stream, purpose).generate_state(count) for stream in streams], np.uint32).reshape(-1, count)
+    pool = np.zeros((4, len(streams)), np.uint32)
+    pool[0] = seeds
+    pool = _hashed(pool, _MIXING[0:4])
+    for source, others in enumerate(_OTHERS):
+        pool[others] = _mixed(pool[others], _hashed(pool[source], _MIXING[4 + 3 * source : 7 + 3 * source]))
+    for number, word in enumerate((np.array(episodes, np.uint32), np.full(len(streams), PURPOSES.index(purpose), np.uint32))):
+        pool = _mixed(pool, _hashed(word, _MIXING[16 + 4 * number : 20 + 4 * number]))
+    return _hashed(pool[np.arange(count) % 4], _constants(0x8B51F9DD, 0x58F38DED, count)).T
+
+
+PURPOSES = ("weights", "order", "family", "noise", "exploration")
+"""The numbers of the streams."""
+
+
+def _constants(first: int, factor: int, count: int) -> list[tuple[int, int]]:
+    powers = [first * pow(factor, power, 2**32) % 2**32 for power in range(count + 1)]
+    return list(itertools.pairwise(powers))
+
+
+_MIXING = _constants(0x43B0D7E5, 0x931E8875, 24)
+"""Of NumPy's ``SeedSequence``, which promises that its words never change."""
+
+_OTHERS = [[target for target in range(4) if target != source] for source in range(4)]
+
+
+def _hashed(words: np.ndarray, constants: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Words ``(K,)`` or ``(C, K)`` hashed with constants ``(C,)``: ``(C, K)``."""
+    before, after = np.array(constants, np.uint32).T[:, :, None]
+    values = (words ^ before) * after
+    values ^= values >> np.uint32(16)
+    return values
+
+
+def _mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    values = np.uint32(0xCA01F9DD) * left - np.uint32(0x4973F715) * right
+    values ^= values >> np.uint32(16)
+    return values
 
 
 def torch_generator(seed: np.random.SeedSequence) -> torch.Generator:

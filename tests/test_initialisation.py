@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_env import Task
-from lr_env.seeding import preserved_global_generators, seed_global_generators
+from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.models import mlp
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.initialisation import Initialiser
@@ -162,11 +162,11 @@ def assert_same_bits(task: Task, dtype: torch.dtype, initialiser: Initialiser, p
     untouched = [parameters[[0, 2]].clone(), *(buffer[[0, 2]].clone() for buffer in buffers.values())]
     members = np.array([4, 1, 3])
     for episode in range(2):
-        seeds = [np.random.SeedSequence(int(member), spawn_key=(episode, 0)) for member in members]
-        generators = initialiser(parameters, buffers, members, seeds)
-        for member, seed, generator in zip(members, seeds, generators, strict=True):
+        streams = [Streams(int(member), episode) for member in members]
+        generators = initialiser(parameters, buffers, members, streams)
+        for member, stream, generator in zip(members, streams, generators, strict=True):
             with preserved_global_generators():
-                seed_global_generators(seed)
+                seed_global_generators(stream.weights)
                 model = task.initialise().to(dtype)
                 assert torch.equal(generator.get_state(), torch.get_rng_state())
                 assert torch.equal(torch.randn(5, generator=generator), torch.randn(5))
@@ -205,7 +205,7 @@ def test_global_generators_are_left_as_they_were_found(model: Callable[[], nn.Mo
         expected = random.random(), np.random.random(), torch.rand(()).item()
         seed_global_generators(np.random.SeedSequence(3))
         initialiser, *tensors = make(task, torch.float32)
-        initialiser(*tensors, np.arange(2), [np.random.SeedSequence(seed) for seed in range(2)])
+        initialiser(*tensors, np.arange(2), [Streams(seed) for seed in range(2)])
         assert (random.random(), np.random.random(), torch.rand(()).item()) == expected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lr_env.seeding import Role, Streams, check_seed, preserved_global_generators, role_seeds, seed_global_generators
+from lr_env.seeding import Role, Streams, check_seed, first_words, preserved_global_generators, role_seeds, seed_global_generators
 from tests.rollouts import roll_out, tiny_task
 
 
@@ -126,3 +127,10 @@ def test_the_global_generators_do_not_matter() -> None:
 def test_streams_pickle() -> None:
     streams = Streams(3, 1)
     assert draw(pickle.loads(pickle.dumps(streams)).weights) == draw(Streams(3, 1).weights)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**33), st.integers(0, 2**33)), max_size=5), st.sampled_from(["weights", "order"]), st.integers(1, 9))
+def test_first_words_of_many_streams_are_those_of_numpy(pairs: list[tuple[int, int]], purpose: Literal["weights", "order"], count: int) -> None:
+    streams = [Streams(*pair) for pair in pairs]
+    expected = [getattr(stream, purpose).generate_state(count) for stream in streams]
+    np.testing.assert_array_equal(first_words(streams, purpose, count), np.array(expected, np.uint32).reshape(-1, count), strict=True)

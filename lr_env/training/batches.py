@@ -5,13 +5,14 @@ A member may see only a part of the data, and have labels of its own; see :class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.seeding import torch_generator
+from lr_env.seeding import Streams, first_words
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Data, epoch_order
 
@@ -42,7 +43,8 @@ class Batches:
             self._inputs, self._targets = self.cast(task.data.train.inputs), self.cast(task.data.train.targets)
             if family.varies_labels:
                 self._targets = self._targets.repeat(num_members, *[1] * (self._targets.dim() - 1))  # (N · M, …), one member after the other
-            self._num_batches = family.num_examples // task.batch_size
+            self._num_examples = family.num_examples
+            self._num_batches = self._num_examples // task.batch_size
             self._order = torch.zeros(self._num_batches, num_members, task.batch_size, dtype=torch.int64, device=device)
         else:
             example_inputs, example_targets = task.data.sample(np.random.default_rng(0), 1)
@@ -65,23 +67,22 @@ class Batches:
         """M where every member has targets of its own, 0 where all share theirs."""
         return len(self._inputs) if self._family.varies_labels else 0
 
-    def restart(self, members: np.ndarray, seeds: list[np.random.SeedSequence], draws: list[np.random.SeedSequence]) -> None:
-        """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws.
-
-        Args:
-            members: ``(K,)``.
-            seeds: Of the orders, ``(K,)``.
-            draws: Streams of the family's draws, ``(K,)``.
-        """
+    def restart(self, members: np.ndarray, streams: Sequence[Streams]) -> None:
+        """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws, from their streams ``(K,)``."""
         is_finite = isinstance(self._task.data, Data)
-        for member, seed, draw in zip(members.tolist(), seeds, draws, strict=True):
+        words = first_words(streams, "order", 2).astype(np.int64).tolist() if is_finite else [None] * len(streams)
+        for member, stream, own_words in zip(members.tolist(), streams, words, strict=True):
             if self.input_scales is not None:
-                self.input_scales[member] = self._family.draw_input_scale(draw)
+                self.input_scales[member] = self._family.draw_input_scale(stream.family)
             if self._family.varies_labels:
-                self._own_targets()[member] = self._family.draw_labels(draw).to(self._targets)
+                self._own_targets()[member] = self._family.draw_labels(stream.family).to(self._targets)
             if self._examples is not None:
-                self._examples[member] = self._family.draw_examples(draw)
-            self._generators[member] = torch_generator(seed) if is_finite else np.random.default_rng(seed)
+                self._examples[member] = self._family.draw_examples(stream.family)
+            if own_words is None:
+                self._generators[member] = np.random.default_rng(stream.order)
+            else:
+                self._generators[member] = torch.Generator()
+                self._generators[member].manual_seed(own_words[0] | own_words[1] << 32)  # as torch_generator does
             self._begin_epoch(member)
         self._cursor[members] = 0
         self._look_at_cursors()
@@ -182,7 +183,7 @@ class Batches:
     def _begin_epoch(self, member: int) -> None:
         generator = self._generators[member]
         if isinstance(self._task.data, Data):
-            order = epoch_order(generator, self._family.num_examples, self._task.batch_size)
+            order = epoch_order(generator, self._num_examples, self._task.batch_size)
             self._order[:, member] = order if self._examples is None else self._examples[member][order]
         else:
             inputs, targets = self._task.data.sample(generator, SAMPLES_AHEAD * self._task.batch_size)

@@ -252,7 +252,7 @@ class GradientFunction:
         return ""
 
     def agrees(self, last_member: Callable[..., tuple[Tensor, ...]], check: tuple[Tensor, Buffers, Tensor, Tensor]) -> bool:
-        """Whether a function gives the last member's gradient ``(P,)``, loss and buffers as plain autograd does, of arguments as :meth:`choose` takes."""
+        """Whether a function of what :meth:`choose` takes gives the last member's gradient ``(P,)``, loss and buffers as plain autograd does."""
         parameters, buffers, inputs, targets = check
         expected_buffers, actual_buffers = _clone(buffers, -1), _clone(buffers)
         expected = self._single(parameters[-1], expected_buffers, inputs[-1], targets[-1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lr_env.seeding import preserved_global_generators, seed_global_generators
+from lr_env.seeding import Streams, first_words, preserved_global_generators, seed_global_generators
 from lr_env.tasks.task import Task
 from lr_env.training.gradients import ParameterLayout
 
@@ -50,30 +50,26 @@ class Initialiser:
         except Exception:  # whatever a model does that cannot be recorded
             self.is_recorded = False
 
-    def __call__(
-        self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, seeds: Sequence[np.random.SeedSequence]
-    ) -> list[torch.Generator]:
-        """Writes initial weights of members ``(K,)``, one seed each. Global generators are left as they were found.
+    def __call__(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
+        """Writes initial weights of members ``(K,)``, from their streams. Global generators are left as they were found.
 
         Args:
             parameters: ``(N, P)``; rows ``members`` are written.
             buffers: Each ``(N, …)``; rows ``members`` are written.
             members: ``(K,)``.
-            seeds: ``(K,)``.
+            streams: ``(K,)``.
 
         Returns:
             Each member's generator ``(K,)``, in the state in which the initialisation left it.
         """
-        return (self._replay if self.is_recorded else self._build)(parameters, buffers, members, seeds)
+        return (self._replay if self.is_recorded else self._build)(parameters, buffers, members, streams)
 
-    def _build(
-        self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, seeds: Sequence[np.random.SeedSequence]
-    ) -> list[torch.Generator]:
+    def _build(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
         """The reference: a module for each member."""
         generators = []
         with preserved_global_generators(), torch.no_grad():
-            for member, seed in zip(members.tolist(), seeds, strict=True):
-                seed_global_generators(seed)
+            for member, stream in zip(members.tolist(), streams, strict=True):
+                seed_global_generators(stream.weights)
                 model = self._task.initialise().to(self._dtype)
                 generators.append(torch.Generator().set_state(torch.get_rng_state()))
                 parameters[member] = self._layout.flatten(dict(model.named_parameters()))
@@ -81,9 +77,7 @@ class Initialiser:
                     buffers[name][member] = buffer
         return generators
 
-    def _replay(
-        self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, seeds: Sequence[np.random.SeedSequence]
-    ) -> list[torch.Generator]:
+    def _replay(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
         """The same from the recording."""
         for name, buffer in self._buffers.items():
             buffers[name][torch.from_numpy(members)] = buffer
@@ -91,9 +85,10 @@ class Initialiser:
         steps = [(getattr(vector[start:stop], method), arguments, method in DRAWS) for start, stop, method, arguments in self._steps]
         row, rows = vector[: self._layout.size].numpy(), parameters.numpy()  # views; NumPy converts, and copies a row in less time
         generators = []
-        for member, seed in zip(members.tolist(), seeds, strict=True):
+        words = first_words(streams, "weights", 3)[:, 2].tolist()  # as seed_global_generators does
+        for member, word in zip(members.tolist(), words, strict=True):
             generator = torch.Generator()
-            generator.manual_seed(int(seed.generate_state(3)[2]))  # as seed_global_generators does
+            generator.manual_seed(word)
             for method, arguments, draws in steps:
                 if draws:
                     method(*arguments, generator=generator)
@@ -131,12 +126,12 @@ class Initialiser:
 
     def _agrees(self) -> bool:
         """Whether the recording gives the bits of the module's own initialisation, on seeds that it has not seen."""
-        seeds = [np.random.SeedSequence(seed) for seed in (1, 2)]
+        streams = [Streams(seed) for seed in (1, 2)]
         results = []
         for initialise in (self._build, self._replay):
-            parameters = torch.zeros(len(seeds), self._layout.size, dtype=self._dtype)
-            buffers = {name: buffer.new_zeros(len(seeds), *buffer.shape) for name, buffer in self._buffers.items()}
-            generators = initialise(parameters, buffers, np.arange(len(seeds)), seeds)
+            parameters = torch.zeros(len(streams), self._layout.size, dtype=self._dtype)
+            buffers = {name: buffer.new_zeros(len(streams), *buffer.shape) for name, buffer in self._buffers.items()}
+            generators = initialise(parameters, buffers, np.arange(len(streams)), streams)
             results.append([parameters, *buffers.values(), *(generator.get_state() for generator in generators)])
         return all(torch.equal(built, replayed) for built, replayed in zip(*results, strict=True))
 

@@ -121,8 +121,9 @@ inline Number sum(Vector values) {
   return at::vec::vec_reduce_all<Number>([](const Vector& left, const Vector& right) { return left + right; }, values);
 }
 
-// Mean cross-entropy of scores (BATCH, classes), and its slopes (classes, BATCH): examples side by side in vectors.
-inline Number cross_entropy(const Number* scores, const int64_t* targets, const int64_t* indices, Number* slopes) {
+// Sum of the cross-entropies of the first `count` examples by their scores (BATCH, classes), and the slopes of their mean (classes, BATCH): examples
+// lie side by side in vectors.
+inline double cross_entropy(const Number* scores, const int64_t* targets, const int64_t* indices, int count, Number* slopes) {
   constexpr int CLASSES = WIDTHS[LAYERS], WIDTH = padded(BATCH);
   transpose(scores, padded(CLASSES), BATCH, CLASSES, slopes);
   double total = 0;
@@ -135,35 +136,48 @@ inline Number cross_entropy(const Number* scores, const int64_t* targets, const 
       exponential.store(slopes + row * WIDTH + example);
       normaliser = normaliser + exponential;
     }
-    const int count = std::min(LANES, BATCH - example);  // behind are no examples, and slopes of 0
-    total += sum(Vector::set(Vector(Number(0)), normaliser.log() + highest, count));
-    const Vector factor = Vector::set(Vector(Number(0)), Vector(Number(1) / BATCH) / normaliser, count);
+    const int own = std::clamp(count - example, 0, LANES);  // behind are no examples, and slopes of 0
+    total += sum(Vector::set(Vector(Number(0)), normaliser.log() + highest, own));
+    const Vector factor = Vector::set(Vector(Number(0)), Vector(Number(1) / BATCH) / normaliser, own);
     for (int row = 0; row < CLASSES; ++row) (Vector::loadu(slopes + row * WIDTH + example) * factor).store(slopes + row * WIDTH + example);
   }
-  for (int example = 0; example < BATCH; ++example) {
+  for (int example = 0; example < count; ++example) {
     const int64_t target = targets[indices[example]];
     total -= scores[example * padded(CLASSES) + target];
     slopes[target * WIDTH + example] -= Number(1) / BATCH;
   }
-  return Number(total / BATCH);
+  return total;
 }
 
-// Mean squared error of outputs (BATCH, width), and its slopes.
-inline Number squared_error(const Number* outputs, const Number* targets, const int64_t* indices, Number* slopes) {
+// Sum of the mean squared errors of the first `count` examples by their outputs (BATCH, width), and the slopes of their mean.
+inline double squared_error(const Number* outputs, const Number* targets, const int64_t* indices, int count, Number* slopes) {
   constexpr int COUNT = WIDTHS[LAYERS], WIDTH = padded(COUNT);
   double total = 0;
-  for (int example = 0; example < BATCH; ++example) {
+  for (int example = 0; example < count; ++example) {
     Vector squares(Number(0));
     for (int column = 0; column < COUNT; column += LANES) {
-      const int count = std::min(LANES, COUNT - column);
-      const Vector target = Vector::loadu(targets + indices[example] * COUNT + column, count);
-      const Vector error = Vector::set(Vector(Number(0)), Vector::loadu(outputs + example * WIDTH + column) - target, count);
+      const int own = std::min(LANES, COUNT - column);
+      const Vector target = Vector::loadu(targets + indices[example] * COUNT + column, own);
+      const Vector error = Vector::set(Vector(Number(0)), Vector::loadu(outputs + example * WIDTH + column) - target, own);
       squares = at::vec::fmadd(error, error, squares);
       (error * Vector(Number(2) / (Number(COUNT) * BATCH))).store(slopes + example * WIDTH + column);
     }
     total += sum(squares);
   }
-  return Number(total / (double(BATCH) * COUNT));
+  return total / COUNT;
+}
+
+// How many of the first `count` examples have their highest score, the first of equal ones, in the target's class.
+inline int correct(const Number* scores, const int64_t* targets, const int64_t* indices, int count) {
+  int total = 0;
+  for (int example = 0; example < count; ++example) {
+    const Number* row = scores + example * padded(WIDTHS[LAYERS]);
+    int best = 0;
+    for (int column = 1; column < WIDTHS[LAYERS]; ++column)
+      if (row[column] > row[best] || (std::isnan(row[column]) && !std::isnan(row[best]))) best = column;
+    total += best == targets[indices[example]];
+  }
+  return total;
 }
 
 // Sums over the examples of slopes (units, BATCH) or, where `of_unit` is 1, (BATCH, units).
@@ -249,6 +263,33 @@ inline void take_over(const Number* fresh, int rows, int columns, const Number* 
   }
 }
 
+// All layers' outputs for the first `count` examples of a minibatch.
+inline void forward(const Number* weights, const Number* inputs, const int64_t* indices, int count, Number scale, Scratch& scratch) {
+  for (int example = 0; example < count; ++example)
+    copy_padded(inputs + indices[example] * WIDTHS[0], 1, WIDTHS[0], scale, scratch.values + example * padded(WIDTHS[0]));
+  int64_t start = 0;
+  for (int layer = 0; layer < LAYERS; ++layer) {
+    const int fan_in = WIDTHS[layer], fan_out = WIDTHS[layer + 1], width = padded(fan_out);
+    const Number* weight = weights + start;
+    Number* outputs = scratch.values + values_before(layer + 1);
+    transpose(weight, fan_in, fan_out, fan_in, scratch.turned);  // what pads its rows gives outputs that nobody reads
+    if (HAS_BIAS[layer]) copy_padded(weight + fan_in * fan_out, 1, fan_out, Number(1), scratch.row);
+    multiply(scratch.values + values_before(layer), padded(fan_in), 1, scratch.turned, HAS_BIAS[layer] ? scratch.row : nullptr, outputs, BATCH, fan_out,
+             fan_in);
+    activate(ACTIVATIONS[layer], outputs, BATCH * width);
+    start += fan_out * (fan_in + HAS_BIAS[layer]);
+  }
+}
+
+inline double loss_and_slopes(const void* targets, const int64_t* indices, int count, Scratch& scratch) {
+  const Number* outputs = scratch.values + values_before(LAYERS);
+  if constexpr (IS_CLASSIFICATION) {
+    return cross_entropy(outputs, static_cast<const int64_t*>(targets), indices, count, scratch.slopes[0]);
+  } else {
+    return squared_error(outputs, static_cast<const Number*>(targets), indices, count, scratch.slopes[0]);
+  }
+}
+
 inline Number step(Number* weights, const Number* directions, const Number* previous, Number* gradient, const Number* rates, const Number* inputs,
                    const void* targets, const int64_t* indices, Number scale, Number* norms, Scratch& scratch) {
   int64_t starts[LAYERS], size = 0;
@@ -262,27 +303,10 @@ inline Number step(Number* weights, const Number* directions, const Number* prev
       size += WIDTHS[layer + 1];
     }
   }
-  for (int example = 0; example < BATCH; ++example)
-    copy_padded(inputs + indices[example] * WIDTHS[0], 1, WIDTHS[0], scale, scratch.values + example * padded(WIDTHS[0]));
-  for (int layer = 0; layer < LAYERS; ++layer) {
-    const int fan_in = WIDTHS[layer], fan_out = WIDTHS[layer + 1], width = padded(fan_out);
-    const Number* weight = weights + starts[layer];
-    Number* outputs = scratch.values + values_before(layer + 1);
-    transpose(weight, fan_in, fan_out, fan_in, scratch.turned);  // what pads its rows gives outputs that nobody reads
-    if (HAS_BIAS[layer]) copy_padded(weight + fan_in * fan_out, 1, fan_out, Number(1), scratch.row);
-    multiply(scratch.values + values_before(layer), padded(fan_in), 1, scratch.turned, HAS_BIAS[layer] ? scratch.row : nullptr, outputs, BATCH, fan_out,
-             fan_in);
-    activate(ACTIVATIONS[layer], outputs, BATCH * width);
-  }
-  Number* outputs = scratch.values + values_before(LAYERS);
+  forward(weights, inputs, indices, BATCH, scale, scratch);
+  const Number loss = loss_and_slopes(targets, indices, BATCH, scratch) / BATCH;
   Number* slopes = scratch.slopes[0];
   int64_t of_example = IS_CLASSIFICATION ? 1 : padded(WIDTHS[LAYERS]), of_unit = IS_CLASSIFICATION ? padded(BATCH) : 1;  // how far apart they lie
-  Number loss;
-  if constexpr (IS_CLASSIFICATION) {
-    loss = cross_entropy(outputs, static_cast<const int64_t*>(targets), indices, slopes);
-  } else {
-    loss = squared_error(outputs, static_cast<const Number*>(targets), indices, slopes);
-  }
   for (int layer = LAYERS - 1; layer >= 0; --layer) {
     const int fan_in = WIDTHS[layer], fan_out = WIDTHS[layer + 1];
     const int64_t start = starts[layer];
@@ -331,6 +355,30 @@ extern "C" void step_perceptrons(int64_t members, int64_t size, int threads, Num
       losses[member] = step(weights + member * size, directions + member * size, gradient, gradient, rates + member * GROUPS, inputs, own_targets,
                             indices + member * BATCH, scales ? scales[member] : Number(1), own, scratch);
       for (int row = 0; row < 3 * GROUPS; ++row) norms[row * members + member] = own[row];
+    }
+  }
+}
+
+// Sums over `count` examples, which all members see: losses and, of classes, how many are right.
+//   weights: (members, P); inputs: (count, WIDTHS[0]); targets: (count,) or (count, WIDTHS[LAYERS]); indices: 0, 1, 2, ...; scales: (members,) or null;
+//   sums: (members, 2).
+extern "C" void evaluate_perceptrons(int64_t members, int64_t size, int threads, const Number* weights, const Number* inputs, const void* targets,
+                                     const int64_t* indices, int64_t count, const Number* scales, double* sums) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    static thread_local Scratch scratch;
+#pragma omp for schedule(static)
+    for (int64_t member = 0; member < members; ++member) {
+      double losses = 0, right = 0;
+      for (int64_t start = 0; start < count; start += BATCH) {
+        const int own = std::min<int64_t>(BATCH, count - start);
+        forward(weights + member * size, inputs, indices + start, own, scales ? scales[member] : Number(1), scratch);
+        if constexpr (IS_CLASSIFICATION)
+          right += correct(scratch.values + values_before(LAYERS), static_cast<const int64_t*>(targets), indices + start, own);
+        losses += loss_and_slopes(targets, indices + start, own, scratch);
+      }
+      sums[2 * member] = losses;
+      sums[2 * member + 1] = right;
     }
   }
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_env.tasks.family import TaskFamily
-from lr_env.tasks.task import LOSSES
+from lr_env.tasks.task import ACCURACY, LOSSES, Metric
 from lr_env.training.gradients import GradientFunction
 from lr_env.training.signals import Groups
 
@@ -101,12 +101,33 @@ class PerceptronKernel:
         source = "".join(f"{declaration};\n" for declaration in declarations) + resources.files(__package__).joinpath("perceptron.cpp").read_text()
         from torch._inductor.codecache import CppCodeCache  # here, as it takes a second to import
 
-        # The header that inductor recognises vectors by comes first.
-        self._step = CppCodeCache.load("#include <ATen/cpu/vec/vec.h>\n" + source).step_perceptrons
+        # The header by which it sees that there are vectors comes first.
+        library = CppCodeCache.load("#include <ATen/cpu/vec/vec.h>\n" + source)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self._step, self._evaluate = library.step_perceptrons, library.evaluate_perceptrons
         self._step.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 6, integer, *[pointer] * 4]
-        self._step.restype = None
-        self._size, self._num_groups = perceptron.size, len(groups)
+        self._evaluate.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 4, integer, pointer, pointer]
+        self._step.restype = self._evaluate.restype = None
+        self._size, self._num_groups, self._is_classification = perceptron.size, len(groups), is_classification
+
+    def can_measure(self, metric: Metric | None) -> bool:
+        """Whether :meth:`sums` give this metric."""
+        return metric is None or (metric is ACCURACY and self._is_classification)
+
+    def sums(self, parameters: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor | None) -> Tensor:
+        """Sums over examples that all see: losses and, of classes, how many are right; ``(N, 2)``, float64.
+
+        Args:
+            parameters: ``(N, P)``.
+            inputs: ``(M, …)``.
+            targets: ``(M, …)``.
+            scales: Of the inputs, ``(N,)``, or None.
+        """
+        sums, indices = torch.empty(len(parameters), 2, dtype=torch.float64), torch.arange(len(inputs))
+        first = len(parameters), self._size, torch.get_num_threads()
+        tensors = (each.data_ptr() for each in (parameters, inputs, targets, indices))
+        self._evaluate(*first, *tensors, len(inputs), None if scales is None else scales.data_ptr(), sums.data_ptr())
+        return sums
 
     def __call__(
         self,

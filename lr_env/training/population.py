@@ -175,7 +175,7 @@ class Population:
         rows = torch.from_numpy(members)
         weights = {name: value for name, value in self.state.items() if name.startswith(("parameters", "buffer."))}
         host = {name: value.cpu() for name, value in weights.items()}  # the same tensors where they lie there already
-        generators = self._initialiser(host["parameters"], _part(host, "buffer."), members, [stream.weights for stream in streams])
+        generators = self._initialiser(host["parameters"], _part(host, "buffer."), members, streams)
         if self.family.varies_initialisation:
             for member, stream in zip(members.tolist(), streams, strict=True):
                 scale = self.family.draw_initialisation_scale(stream.family)
@@ -193,7 +193,7 @@ class Population:
         if self._member_optimizers is not None:
             self._member_optimizers.restart(members, self.state["parameters"])
         self.steps[members] = 0
-        self.batches.restart(members, [stream.order for stream in streams], [stream.family for stream in streams])
+        self.batches.restart(members, streams)
 
     def begin(self, members: np.ndarray | None = None) -> np.ndarray:
         """The first gradient of restarted members ``(K,)``, or all; signals as :meth:`step`."""
@@ -424,14 +424,17 @@ class Population:
         """
         inputs, targets = self._examples(split, subset)
         evaluation = self._choose_engine()
-        chunk = max(1, min(EXAMPLES_PER_PASS // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
-        sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
-        parameters, buffers = self.state["parameters"], _part(self.state, "buffer.")
-        if self._member_optimizers is not None:
-            parameters = self._member_optimizers.evaluated(parameters)
-        for start in range(0, len(inputs), chunk):
-            part = slice(start, start + chunk)
-            sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], self.batches.input_scales)
+        parameters, buffers, scales = self.state["parameters"], _part(self.state, "buffer."), self.batches.input_scales
+        if self._kernel is not None and self._kernel.can_measure(self.task.metric):
+            sums = self._kernel.sums(parameters, inputs, targets, scales)
+        else:
+            if self._member_optimizers is not None:
+                parameters = self._member_optimizers.evaluated(parameters)
+            chunk = max(1, min(EXAMPLES_PER_PASS // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
+            sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
+            for start in range(0, len(inputs), chunk):
+                part = slice(start, start + chunk)
+                sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], scales)
         means = (sums / len(inputs)).cpu()
         metric = self.task.metric
         if metric is None:
