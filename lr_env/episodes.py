@@ -401,7 +401,7 @@ class Episodes:
         population, everyone = self.population, np.ones(self.num_members, bool)
         deciding, running = (self._to_table(everyone if mask is None else mask) for mask in (work.deciding, work.running))
         actions, rewarded = self._to_table(work.actions.T), (work.inputs, work.targets)
-        if population.has_kernel:
+        if population.steps_in_place and (population.has_kernel or work.inputs is None):
             return self._pass_in_place(actions, deciding, running, rewarded)
         arguments = (population.state, population.steps_tensor, self.table, actions, deciding, running, *rewarded, *population.batch())
         if self._graph is None:
@@ -410,16 +410,16 @@ class Episodes:
         return observations
 
     def _pass_in_place(self, actions: Tensor, deciding: Tensor, running: Tensor, rewarded: tuple[Tensor | None, Tensor | None]) -> Array:
-        """The same with the population's kernel between two graphs."""
+        """The same with the population's step in place between two graphs."""
         population = self.population
         choice = self.table, actions, deciding, running
         if self._graph is None:
-            self._graph = population.fused(self._choose_fused, choice)
+            self._graph = population.graph(self._choose_fused, choice)
         table, rates = self._graph(*choice)
         losses, products = population.step_in_place(rates)
         arguments = (population.state, population.steps_tensor, losses, products, table, running, *rewarded)
         if self._second_graph is None:
-            self._second_graph = population.fused(self._learn_fused, arguments)
+            self._second_graph = population.graph(self._learn_fused, arguments)
         changes, self.table, observations = self._second_graph(*arguments)
         population.follow(changes)
         return observations

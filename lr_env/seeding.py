@@ -111,7 +111,8 @@ def first_words(streams: Sequence[Streams], purpose: Literal["weights", "order"]
         pool[others] = _mixed(pool[others], _hashed(pool[source], _MIXING[4 + 3 * source : 7 + 3 * source]))
     for number, word in enumerate((np.array(episodes, np.uint32), np.full(len(streams), PURPOSES.index(purpose), np.uint32))):
         pool = _mixed(pool, _hashed(word, _MIXING[16 + 4 * number : 20 + 4 * number]))
-    return _hashed(pool[np.arange(count) % 4], _constants(0x8B51F9DD, 0x58F38DED, count)).T
+    words: np.ndarray = _hashed(pool[np.arange(count) % 4], _constants(0x8B51F9DD, 0x58F38DED, count)).T
+    return words
 
 
 PURPOSES = ("weights", "order", "family", "noise", "exploration")
@@ -132,13 +133,13 @@ _OTHERS = [[target for target in range(4) if target != source] for source in ran
 def _hashed(words: np.ndarray, constants: Sequence[tuple[int, int]]) -> np.ndarray:
     """Words ``(K,)`` or ``(C, K)`` hashed with constants ``(C,)``: ``(C, K)``."""
     before, after = np.array(constants, np.uint32).T[:, :, None]
-    values = (words ^ before) * after
+    values: np.ndarray = (words ^ before) * after
     values ^= values >> np.uint32(16)
     return values
 
 
 def _mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    values = np.uint32(0xCA01F9DD) * left - np.uint32(0x4973F715) * right
+    values: np.ndarray = np.uint32(0xCA01F9DD) * left - np.uint32(0x4973F715) * right
     values ^= values >> np.uint32(16)
     return values
 

@@ -231,8 +231,10 @@ class GradientFunction:
             except Exception:  # whatever the model does that cannot be traced: plain autograd runs it
                 return
             if self.agrees(lambda p, b, x, y: graph(p[-1], {name: buffer[-1] for name, buffer in b.items()}, x[-1], y[-1]), check):
-                self.is_plain = self._num_members == 1
-                self._function = graph if self.is_plain else self._backend(graph, example)
+                # PyTorch's own convolutions and pooling are faster on a CPU than those that a compiler makes.
+                backend = interpreted if _has_convolutions(self.model) and not parameters.is_cuda else self._backend
+                self.is_plain = self._num_members == 1 and backend is self._backend
+                self._function = graph if self.is_plain else backend(graph, example)
 
     def _try_batched(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, check: tuple[Any, ...]) -> str:
         """Empty if the batched engine works and was taken; else why not."""

@@ -119,8 +119,8 @@ class Population:
         if compile:
             require_compiler()
         self._signals, self._compile, self._controls_momentum = signals, compile, controls_momentum
-        overwritten = {"direction_agreement", *EXAMPLE_SIGNALS, *VALIDATION_SIGNALS}  # signals of what the kernel writes over
-        self._may_use_kernel = compile and self._is_on_cpu and not controls_momentum and signals.isdisjoint(overwritten)
+        overwritten = {"direction_agreement", *EXAMPLE_SIGNALS, *VALIDATION_SIGNALS}  # signals of what is written over in place
+        self._may_step_in_place = compile and self._is_on_cpu and not controls_momentum and signals.isdisjoint(overwritten)
         self._engine: Engine = "looped" if isinstance(optimizer, TorchOptimizer) else gradients
         self._build_functions()
         self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
@@ -219,7 +219,7 @@ class Population:
     def train(self, rates: np.ndarray, momenta: np.ndarray | None = None) -> np.ndarray:
         """Applies rates ``(N, G)`` and takes the gradients on the present minibatches; arguments and signals as of :meth:`step`."""
         self._rates_view[:] = rates
-        if self.has_kernel:
+        if self.steps_in_place:
             return self._train_in_place()
         rates_tensor = self._rates if self._is_on_cpu else self._rates.to(self.device)
         momenta_tensor = None
@@ -234,12 +234,19 @@ class Population:
         return result
 
     @property
-    def has_kernel(self) -> bool:
-        """Whether :meth:`step_in_place` and :meth:`conclude` stand in for :meth:`transition`, which they do where a kernel of our own is faster.
+    def steps_in_place(self) -> bool:
+        """Whether :meth:`step_in_place` and :meth:`conclude` take the place of :meth:`transition`: where a compiler's gradients are not the fastest.
 
         The first call must follow the first :meth:`restart`.
         """
         self._choose_engine()
+        engine = self._gradient_function
+        is_looped = self._may_step_in_place and not (engine.engine == "batched" or engine.is_plain or engine.is_stochastic)
+        return self.has_kernel or (is_looped and not any(name.startswith("buffer.") for name in self.state))
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel of our own takes the gradients."""
         return self._kernel is not None
 
     def step_in_place(self, rates: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,11 +255,19 @@ class Population:
         Returns:
             Losses ``(N,)`` and products ``(3, G, N)``, for :meth:`conclude`.
         """
-        assert self._kernel is not None
-        state, own_targets = self.state, self.batches.num_own_targets
-        inputs, targets, indices, scales, *_ = self.batch()
+        parameters, directions, gradients = (self.state[name] for name in ("parameters", "directions", "gradients"))
+        inputs, targets, indices, scales = self.batch()[:4]
         assert inputs is not None and targets is not None and indices is not None
-        return self._kernel(state["parameters"], state["directions"], state["gradients"], rates, inputs, targets, indices, scales, own_targets)
+        if self._kernel is not None:
+            return self._kernel(parameters, directions, gradients, rates, inputs, targets, indices, scales, self.batches.num_own_targets)
+        parameters.addcmul_(directions, self.groups.expand(rates), value=-1)
+        batch = self.batches.gather(inputs, targets, indices, scales)
+        with torch.no_grad():
+            fresh, losses = self._gradient_function(parameters, {}, *batch, self._generators)
+        pairs = (fresh, fresh), (fresh, gradients), (parameters, parameters)  # as PRODUCTS
+        products = torch.stack([self.groups.products(*pair).view(self.num_members, -1).t() for pair in pairs])
+        gradients.copy_(fresh)
+        return losses, products
 
     def conclude(self, state: State, steps: Tensor, losses: Tensor, products: Tensor) -> tuple[State, Tensor]:
         """Directions and signals after :meth:`step_in_place`, whose results are given: a pure function, to be part of a graph.
@@ -278,7 +293,7 @@ class Population:
         losses, products = self.step_in_place(self._rates.to(self.dtype))
         arguments = (self.state, self.steps_tensor, losses, products)
         if self._take_step is None:
-            self._take_step = self._backend(self.conclude, arguments)
+            self._take_step = self.graph(self.conclude, arguments)
         changes, signals = self._take_step(*arguments)
         self.follow(changes)
         result: np.ndarray = signals.numpy()
@@ -368,6 +383,10 @@ class Population:
     def batch(self) -> tuple[Tensor | None, ...]:
         """What :meth:`transition` takes: the data, where the current minibatches lie in them, scales of the inputs; validation examples."""
         return (*self.batches.references(), self.batches.input_scales, *self._validation)
+
+    def graph(self, function: Callable[..., Any], arguments: tuple[Argument, ...]) -> Callable[..., Any]:
+        """A function of plain operations as one graph, for arguments of these shapes."""
+        return self._backend(function, arguments)
 
     def fused(self, function: Callable[..., Any], arguments: tuple[Argument, ...]) -> Callable[..., Any]:
         """A function that calls :meth:`transition`, as one graph where the model allows it; for arguments of these shapes.
@@ -482,7 +501,7 @@ class Population:
             gradients = self._gradient_function
             first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
             gradients.choose(*first)
-            if self._may_use_kernel and gradients.engine != "looped":
+            if self._may_step_in_place and gradients.engine != "looped":
                 self._kernel = make_kernel(self.family, gradients, self.groups, unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
