@@ -372,8 +372,7 @@ class Episodes:
         """One pass; only members ``computed (K,)``, or all, are changed by it."""
         make_pass = self._pass_fused if self._is_fused else self._pass
         if computed is None or len(computed) == self.num_members:
-            observations = make_pass(work)
-            reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
+            observations, reported = make_pass(work)
         else:
             others = ~_mask(computed, self.num_members)
             kept = self._to_table(others)
@@ -381,94 +380,98 @@ class Episodes:
             with self.population.others_kept(computed):
                 make_pass(work)
             self.table[..., kept] = before
-            observations = self.process.observation(self.table)
+            observations = _to_numpy(self.process.observation(self.table))
             reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
             reported[1:3, :, others] = 0  # the others' last reward and divergence
         losses, rewards, diverged = reported[:3, 0]
         nobody = np.zeros(self.num_members, bool)
-        return Outcome(_to_numpy(observations), rewards, nobody, nobody, diverged > 0, losses, reported[3].T, self.population.steps.copy(), nobody)
+        return Outcome(observations, rewards, nobody, nobody, diverged > 0, losses, reported[3].T, self.population.steps.copy(), nobody)
 
-    def _pass(self, work: _Pass) -> Array:
-        """The process on NumPy's arrays around the population's graph; observations ``(N, F)``."""
+    def _pass(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
+        """The process on NumPy's arrays around the population's graph; observations ``(N, F)`` and the reported rows ``(4, G, N)``."""
         population = self.population
         after = None if work.inputs is None or work.targets is None else partial(population.losses_on, work.inputs, work.targets)
         with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
             self._decide(self._record, work.actions.T, work.deciding, work.running, population.train, after, work.begins)
-            return self.process.observation(self.table)
+            return self.process.observation(self.table), self.table[-NUM_REPORTED:].copy()
 
-    def _pass_fused(self, work: _Pass) -> Array:
-        """Process and population in one graph, which holds for first steps too; observations ``(N, F)``."""
-        population, everyone = self.population, np.ones(self.num_members, bool)
-        deciding, running = (self._to_table(everyone if mask is None else mask) for mask in (work.deciding, work.running))
-        actions, rewarded = self._to_table(work.actions.T), (work.inputs, work.targets)
+    def _pass_fused(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
+        """The same with process and population in one graph, which holds for first steps too; one transfer to the device and one back."""
+        population = self.population
+        controls = np.ones((self.process.num_actions + 3, self.num_members))  # actions, who decides, who runs, steps made
+        controls[:-3] = work.actions.T
+        for row, mask in ((-3, work.deciding), (-2, work.running)):
+            if mask is not None:
+                controls[row] = mask
+        controls[-1] = population.steps
+        moving = self._to_table(controls), work.inputs, work.targets
         if population.steps_in_place and (population.has_kernel or work.inputs is None):
-            return self._pass_in_place(actions, deciding, running, rewarded)
-        arguments = (population.state, population.steps_tensor, self.table, actions, deciding, running, *rewarded, *population.batch())
-        if self._graph is None:
-            self._graph = population.fused(self._decide_fused, arguments)
-        population.state, self.table, observations = self._graph(*arguments)
-        return observations
+            seen = self._pass_in_place(*moving)
+        else:
+            inputs, targets, indices, *others = population.batch()
+            arguments = (population.state, self.table, *moving, indices, inputs, targets, *others)
+            if self._graph is None:
+                self._graph = population.fused(self._decide_fused, arguments)
+            population.state, self.table, seen = self._graph(*arguments)
+        values, num_seen = _to_numpy(seen), self.num_members * len(self.process.features) * self.process.num_groups
+        observations = values[:num_seen].reshape(self.num_members, -1).astype(np.float32)
+        return observations, values[num_seen:].reshape(NUM_REPORTED, -1, self.num_members)
 
-    def _pass_in_place(self, actions: Tensor, deciding: Tensor, running: Tensor, rewarded: tuple[Tensor | None, Tensor | None]) -> Array:
+    def _pass_in_place(self, controls: Tensor, inputs: Tensor | None, targets: Tensor | None) -> Array:
         """The same with the population's step in place between two graphs."""
         population = self.population
-        choice = self.table, actions, deciding, running
         if self._graph is None:
-            self._graph = population.graph(self._choose_fused, choice)
-        table, rates = self._graph(*choice)
+            self._graph = population.graph(self._choose_fused, (self.table, controls))
+        self.table, rates = self._graph(self.table, controls)
         losses, products = population.step_in_place(rates)
-        arguments = (population.state, population.steps_tensor, losses, products, table, running, *rewarded)
+        arguments = (population.state, self.table, controls, losses, products, inputs, targets)
         if self._second_graph is None:
             self._second_graph = population.graph(self._learn_fused, arguments)
-        changes, self.table, observations = self._second_graph(*arguments)
+        changes, self.table, seen = self._second_graph(*arguments)
         population.follow(changes)
-        return observations
+        return seen
 
     def _decide_fused(
         self,
         state: State,
-        steps: Tensor,
         table: Tensor,
-        actions: Tensor,
-        deciding: Tensor,
-        running: Tensor,
-        inputs: Tensor | None,
-        targets: Tensor | None,
-        *batch: Tensor | None,
+        controls: Tensor,
+        rewarded_inputs: Tensor | None,
+        rewarded_targets: Tensor | None,
+        indices: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        *others: Tensor | None,
     ) -> tuple[State, Tensor, Tensor]:
+        """The next state and table, and what :meth:`_seen` gives."""
         following: State = {}
+        actions, deciding, running, steps = _unpacked(controls)
 
         def train(rates: Tensor, momenta: Tensor | None) -> Tensor:
-            next_state, signals = self.population.transition(state, steps, rates, momenta, *batch)
+            next_state, signals = self.population.transition(state, steps, rates, momenta, inputs, targets, indices, *others)
             following.update(next_state)
             return signals
 
         def losses_after() -> Tensor:
-            assert inputs is not None and targets is not None
-            return self.population.losses_after(following["parameters"], state, inputs, targets)
+            assert rewarded_inputs is not None and rewarded_targets is not None
+            return self.population.losses_after(following["parameters"], state, rewarded_inputs, rewarded_targets)
 
         table = table.clone()
-        self._decide(self.process.record(table), actions, deciding, running, train, None if inputs is None else losses_after)
-        return following, table, self.process.observation(table)
+        self._decide(self.process.record(table), actions, deciding, running, train, None if rewarded_inputs is None else losses_after)
+        return following, table, self._seen(table)
 
-    def _choose_fused(self, table: Tensor, actions: Tensor, deciding: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose_fused(self, table: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
         """The table with the chosen rates, and these, ``(N, G)``, of the population's type."""
         table = table.clone()
+        actions, deciding, running, _ = _unpacked(controls)
         rates, _ = self._choose(self.process.record(table), actions, deciding, running)
         return table, rates.to(self.population.dtype).contiguous()
 
     def _learn_fused(
-        self,
-        state: State,
-        steps: Tensor,
-        losses: Tensor,
-        products: Tensor,
-        table: Tensor,
-        running: Tensor,
-        inputs: Tensor | None,
-        targets: Tensor | None,
+        self, state: State, table: Tensor, controls: Tensor, losses: Tensor, products: Tensor, inputs: Tensor | None, targets: Tensor | None
     ) -> tuple[State, Tensor, Tensor]:
-        """What changes of the population's state, the next table, and observations ``(N, F)``."""
+        """What changes of the population's state, the next table, and what :meth:`_seen` gives."""
+        _, _, running, steps = _unpacked(controls)
 
         def losses_after() -> Tensor:
             assert inputs is not None and targets is not None
@@ -477,7 +480,11 @@ class Episodes:
         changes, signals = self.population.conclude(state, steps, losses, products)
         table = table.clone()
         self._learn(self.process.record(table), signals, running, None if inputs is None else losses_after)
-        return changes, table, self.process.observation(table)
+        return changes, table, self._seen(table)
+
+    def _seen(self, table: Tensor) -> Tensor:
+        """Observations ``(N, F)``, then the reported rows of the table, in one vector, float64."""
+        return torch.cat([self.process.observation(table).double().flatten(), table[-NUM_REPORTED:].flatten()])
 
     def _decide(
         self,
@@ -636,6 +643,11 @@ def _columns(table: Array, members: np.ndarray) -> Array:
 
 def _to_numpy(values: Array) -> Any:
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def _unpacked(controls: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of what a fused pass is given: actions ``(A, N)``, who decides and who runs, booleans ``(N,)``, and steps made ``(N, 1)``."""
+    return controls[:-3], controls[-3] > 0, controls[-2] > 0, controls[-1].long().unsqueeze(1)
 
 
 def _mask(members: np.ndarray, num_members: int) -> np.ndarray:

@@ -389,13 +389,13 @@ class Population:
         return self._backend(function, arguments)
 
     def fused(self, function: Callable[..., Any], arguments: tuple[Argument, ...]) -> Callable[..., Any]:
-        """A function that calls :meth:`transition`, as one graph where the model allows it; for arguments of these shapes.
+        """The same of a function that calls :meth:`transition`, where the model allows it.
 
         The first call must follow the first :meth:`restart`, as the engine of the gradients is chosen on the first batch.
         """
         self._choose_engine()
         is_plain = self._gradient_function.is_plain and self._member_optimizers is None
-        return self._backend(function, arguments) if is_plain else plain(function, arguments)
+        return self.graph(function, arguments) if is_plain else plain(function, arguments)
 
     @contextmanager
     def others_kept(self, members: np.ndarray | None) -> Iterator[None]:

@@ -62,7 +62,8 @@ def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
     The kernels use as many threads as PyTorch does when they are made.
     """
     flat = _Flat(function, arguments)
-    options = {"cpp_wrapper": True, "size_asserts": False}  # a wrapper in C++ calls the kernels without Python in between
+    # On a CPU a wrapper in C++ calls the kernels without Python in between.
+    options = {"cpp_wrapper": not any(tensor.is_cuda for tensor in _tensors(arguments)), "size_asserts": False}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's own, at the import and while it compiles
         from torch._inductor import compile  # noqa: A004  (here, as it takes a second to import)
