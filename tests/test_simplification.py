@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lr_env.training.simplification import simplify
+from lr_env.training.tracing import flat_graph
 
 VALUES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -68,3 +72,16 @@ def test_pooling_channels_last_gives_the_same_bits() -> None:
     assert any(node.kwargs.get("memory_format") is torch.channels_last for node in graph.graph.nodes)
     for other in (images, images.flip(0)):
         assert torch.equal(graph(other), pooled(other))
+
+
+def test_the_gradient_of_a_layer_normalisation_runs_without_python() -> None:
+    def gradient(values: Tensor) -> Tensor:
+        leaf = values.detach().requires_grad_()
+        with torch.enable_grad():
+            result = torch.autograd.grad(F.layer_norm(leaf, (3,)).pow(3).sum(), leaf)
+        return result[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(flat_graph(gradient, (VALUES,)), VALUES, check_trace=False)  # which takes no lists of booleans
+    torch.testing.assert_close(scripted(VALUES + 1), gradient(VALUES + 1))

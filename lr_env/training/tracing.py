@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lr_env.training.simplification import simplify
+from lr_env.training.simplification import script_masks, simplify
 
 Argument: TypeAlias = Tensor | dict[str, Tensor] | None
 Function: TypeAlias = Callable[..., Any]
@@ -30,7 +30,9 @@ def flat_graph(function: Function, arguments: tuple[Argument, ...]) -> Function:
         Exception: Whatever ``function`` or tracing raises, such as for control flow that depends on data.
     """
     flat = _Flat(function, arguments)
-    forward = _graph(flat, arguments).forward  # without the module's __call__
+    graph = _graph(flat, arguments)
+    script_masks(graph)
+    forward = graph.forward  # without the module's __call__
     return lambda *values: flat.results(forward(*_tensors(values)))
 
 
