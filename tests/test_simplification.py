@@ -75,13 +75,16 @@ def test_pooling_channels_last_gives_the_same_bits() -> None:
 
 
 def test_the_gradient_of_a_layer_normalisation_runs_without_python() -> None:
-    def gradient(values: Tensor) -> Tensor:
-        leaf = values.detach().requires_grad_()
+    weight, bias = torch.full((3,), 2.0), torch.ones(3)
+
+    def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+        leaves = [value.detach().requires_grad_() for value in values]
         with torch.enable_grad():
-            result = torch.autograd.grad(F.layer_norm(leaf, (3,)).pow(3).sum(), leaf)
-        return result[0]
+            loss = F.layer_norm(leaves[0], (3,), *leaves[1:]).pow(3).sum()
+        return torch.autograd.grad(loss, leaves)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.trace(flat_graph(gradient, (VALUES,)), VALUES, check_trace=False)  # which takes no lists of booleans
-    torch.testing.assert_close(scripted(VALUES + 1), gradient(VALUES + 1))
+        warnings.simplefilter("ignore")  # TorchScript's deprecation, and constants
+        scripted = torch.jit.trace(flat_graph(gradients, (VALUES, weight, bias)), (VALUES, weight, bias), check_trace=False)
+    for actual, expected in zip(scripted(VALUES + 1, weight, bias), gradients(VALUES + 1, weight, bias), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -107,21 +107,19 @@ def _fold_constants(module: GraphModule, changed: set[Node]) -> None:
         node.replace_all_uses_with(replacement)
 
 
-def script_masks(module: GraphModule) -> None:
-    """Operations that are given lists of booleans, as the gradients of normalisations are, become functions of TorchScript, in place.
+def script_normalisations(module: GraphModule) -> None:
+    """Gradients of layer normalisations become functions of TorchScript, in place.
 
-    ``torch.jit.trace`` takes no such lists: a graph with one of them could not be run by TorchScript's interpreter. Convolutions stay as they
-    are, as they were a quarter slower there.
+    ``torch.jit.trace`` takes no lists of booleans, which they are given: a graph with one could not be run by TorchScript's interpreter.
     """
     for number, node in enumerate(list(module.graph.nodes)):
-        has_mask = not node.kwargs and any(_is_mask(argument) for argument in node.args)
-        if not has_mask or not isinstance(node.target, torch._ops.OpOverload) or node.target is _ATEN.convolution_backward.default:
+        if node.target is not _ATEN.native_layer_norm_backward.default or node.kwargs or not all(node.args[-1]):
             continue
         names = {source: f"tensor_{index}" for index, source in enumerate(node.all_input_nodes)}
         arguments = ", ".join(names[argument] if isinstance(argument, Node) else repr(argument) for argument in node.args)
-        operation = "torch.ops." + node.target._schema.name.replace("::", ".")
-        name = f"operation_{number}"
-        module.add_submodule(name, _Scripted(f"def run({', '.join(names.values())}):\n    return {operation}({arguments})\n"))
+        name = f"normalisation_{number}"
+        source = f"def run({', '.join(names.values())}):\n    return torch.ops.aten.native_layer_norm_backward({arguments})\n"
+        module.add_submodule(name, _Scripted(source))
         with module.graph.inserting_after(node):
             scripted = module.graph.call_module(name, tuple(names))
         scripted.meta = dict(node.meta)
@@ -136,10 +134,6 @@ class _Scripted(nn.Module):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.forward = torch.jit.CompilationUnit(source).run
-
-
-def _is_mask(argument: Any) -> bool:
-    return isinstance(argument, (list, tuple)) and bool(argument) and all(isinstance(value, bool) for value in argument)
 
 
 def _geometry(node: Node) -> tuple[Any, ...]:

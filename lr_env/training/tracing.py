@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lr_env.training.simplification import script_masks, simplify
+from lr_env.training.simplification import script_normalisations, simplify
 
 Argument: TypeAlias = Tensor | dict[str, Tensor] | None
 Function: TypeAlias = Callable[..., Any]
@@ -31,7 +31,7 @@ def flat_graph(function: Function, arguments: tuple[Argument, ...]) -> Function:
     """
     flat = _Flat(function, arguments)
     graph = _graph(flat, arguments)
-    script_masks(graph)
+    script_normalisations(graph)
     forward = graph.forward  # without the module's __call__
     return lambda *values: flat.results(forward(*_tensors(values)))
 
