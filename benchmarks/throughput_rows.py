@@ -117,7 +117,7 @@ def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: 
         *(Row("native", adapted, features=features) for features in FEATURE_SETS if features != DEFAULT_FEATURES),
         *(Row("sb3", adapted, engine) for engine in engines),
         *(Row("native", n, engine, processes=2) for engine in engines for n in several),
-        *(Row("native", n, threads=2) for n in several),
+        *(Row("native", n, engine, threads=2) for engine in engines for n in several),
     ]
 
 
@@ -267,12 +267,12 @@ def matrix_product() -> Callable[[], float]:
 
 
 def make_pure_training(name: TaskName, row: Row) -> Training:
-    """What an environment's step cannot do without: the batches' gather, forward, backward and update, in the same engine."""
+    """What an environment's step cannot do without: order and gather of the data, forward, backward and update, in the same engine."""
     population = Population(make_task(name), row.members, make_optimizer("sgd")[0], compile=row.compiled)
     population.restart(np.arange(row.members), [Streams(SEED + member) for member in range(row.members)])
     rates = np.full((row.members, 1), RATE)
     population.begin()
-    return Training(lambda: population.train(rates), 1, row.members)
+    return Training(lambda: population.step(rates), 1, row.members)
 
 
 def make_resets(training: Training) -> Training:
