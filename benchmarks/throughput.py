@@ -285,7 +285,7 @@ def _requirements_of_pairs(name: TaskName, measured: Mapping[Row, Result]) -> li
     found: list[Requirement] = []
     one_core = {row: Row("native", row.members, row.compiled) for row in measured if row.processes == 2 or row.threads == 2}
     on_two = [row for row, native in one_core.items() if native in measured]
-    if on_two:
+    if on_two and name == "mlp":
         best_row = max(on_two, key=lambda row: against(row, one_core[row]))
         found.append(Requirement(f"{name}: two cores against one at their best, {best_row.name}", against(best_row, one_core[best_row]), 1.7))
     for row in measured:

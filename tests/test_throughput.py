@@ -107,7 +107,7 @@ def test_warm_up_ignores_a_slow_first_call(machine: Machine) -> None:
 def test_threads_start_after_all_forks() -> None:
     names = [row.name for row in rows((1, 16, 64), (8, 64), compiled=True)]
     assert len(set(names)) == len(names)
-    assert names[-2:] == ["native N = 16, 2 threads", "native N = 64, 2 threads"]
+    assert [name for name in names if name.endswith("2 threads")] == names[-4:]
     assert not any("compiled" in row.name for row in rows((1, 16), (), compiled=False))
 
 
@@ -136,7 +136,7 @@ def test_requirements(result: Callable[..., Result]) -> None:
             ("mlp: native N = 64, against the bare loop", 6.0, 5.0),
             ("mlp: at its best, native N = 16, compiled, against the bare loop", 20.0, 12),
             ("mlp: at its best, native N = 16, compiled, share of the limit", 0.2, 0.35),
-            ("mlp: native N = 64, 2 processes, against one process", 1.5, 1.7),
+            ("mlp: two cores against one at their best, native N = 64, 2 processes", 1.5, 1.7),
             ("mlp: SB3 adapter N = 64, on top of the environment", 0.2, 0.05),
             ("mlp: native N = 64, 2 processes, against AsyncVectorEnv N = 64", 9.0, 8),
         ]
