@@ -165,7 +165,9 @@ def make_engine(name: Literal["local", "ray"], address: str | None, workers: int
     return LocalEngine(workers or _cores())
 
 
-def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine) -> tuple[Benchmark, list[Cell]]:
+def run_benchmark(
+    suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine, kind: type[Benchmark] = Benchmark
+) -> tuple[Benchmark, list[Cell]]:
     """Runs with a progress bar; returns the benchmark and the cells that it is about."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go {postfix}"
     with tqdm(total=1.0, desc=suite.key, bar_format=layout, dynamic_ncols=True, smoothing=0.1) as bar:
@@ -175,7 +177,7 @@ def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine
             bar.set_postfix_str(what[:60], refresh=False)
             bar.update(done)
 
-        benchmark = Benchmark(suite, contestants, store, engine, show)
+        benchmark = kind(suite, contestants, store, engine, show)
         bar.total = benchmark.cost()
         try:
             cells = benchmark.run()

@@ -342,7 +342,11 @@ class Benchmark:
     def score(self, search: _Search, point: Point) -> float:
         """Mean score of a point over a search's tasks; infinite where one has none."""
         results = [self.results[self._cell(search.contestant, search.track, task, "tune", point).key] for task in search.tasks]
-        return float(np.mean([np.inf if result.error is not None else result.scores.mean() for result in results]))
+        return float(np.mean([np.inf if result.error is not None else self.mean_score(result) for result in results]))
+
+    def mean_score(self, result: CellResult) -> float:
+        """What the points of a grid are chosen by, lower is better."""
+        return float(result.scores.mean())
 
     def run_cells(self, cells: Sequence[Cell], is_new: bool = False) -> None:
         """Computes what the store lacks and keeps it, while other processes may do the same; then :attr:`results` has all.
