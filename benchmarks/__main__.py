@@ -49,6 +49,7 @@ def run(
     address: str | None = None,
     replace_optimizer: bool = False,
     controls: bool = True,
+    training_costs: tuple[str, ...] = (),
 ) -> None:
     """Runs a suite; what an earlier or interrupted run has computed is not computed again. Ends with the tables.
 
@@ -63,6 +64,7 @@ def run(
         address: Of the cluster: HOST:PORT or auto; the variable RAY_ADDRESS, else this machine alone, where not given.
         replace_optimizer: Run controllers that were made for another optimizer with each track's all the same.
         controls: Run the controls of each controller that enters, too: does what it sees matter?
+        training_costs: What the training of controllers cost, to stand beside the tuning of their rivals: `"NAME=in words"`.
     """
     chosen = find_suite(suite).with_reporting(seeds)
     chosen.check_data()
@@ -71,12 +73,14 @@ def run(
     console = make_console()
     for name, reason in left_out(chosen).items():
         console.print(f"Left out: {name}, {reason}")
+    costs = parse_training_costs(training_costs, [contestant.name for contestant in contestants])
     computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
+        store.record_training_costs(costs)
         benchmark, cells = run_benchmark(chosen, contestants, store, computing)
         show_problems(benchmark.problems, console)
         entered = [contestant.name for contestant in contestants if contestant.is_entered]
-        print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store)), console)
+        print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store), store.training_costs()), console)
     console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}")
 
 
@@ -92,7 +96,7 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
     with open_store(folder) as store:
         chosen = stored_suite(store, suite)
         names = tuple(name.strip() for text in controllers for name in text.split(","))
-        summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), provenance(store))
+        summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), provenance(store), store.training_costs())
         console = make_console()
         print_tables(summary, console)
         console.print(f"Written to {write(summary, folder / 'report')}")
@@ -134,9 +138,9 @@ def list_all(suite: str | None = None) -> None:
         console.print(table)
         return
     chosen = find_suite(suite)
-    table = new_table(chosen.question, ("Task", "budget", "SGD steps", "tuning seeds", "reported seeds", "random search", "whole grids"))
+    table = new_table(chosen.question, ("Task", "budget", "SGD steps", "tuning seeds", "reported seeds", "random search", "on seeds", "whole grids"))
     for task in chosen.tasks:
-        numbers = (task.horizon, task.tuning, task.reporting, task.pool)
+        numbers = (task.horizon, task.tuning, task.reporting, task.pool, task.searching)
         table.add_row(task.name, task.budget, *(f"{number:,}" for number in numbers), "no" if task.is_costly else "yes")
     console.print(table)
     table = new_table("Rivals", ("Contestant", "tuned", "points", "tracks"))
@@ -144,6 +148,23 @@ def list_all(suite: str | None = None) -> None:
         points = len(next(iter(contestant.grid.values())).points(chosen.tasks[0])) if contestant.grid else 0
         table.add_row(contestant.name, contestant.tuning or "not", str(points or "–"), ", ".join(contestant.tracks))
     console.print(table)
+
+
+def parse_training_costs(given: Sequence[str], contestants: Sequence[str]) -> dict[str, str]:
+    """Words by contestant, of ``NAME=WORDS``.
+
+    Raises:
+        ValueError: If there are no words, or the contestant is unknown.
+    """
+    costs = {}
+    for text in given:
+        name, _, words = text.partition("=")
+        if not words.strip():
+            raise ValueError(f'Training costs are given as "NAME=in words", but {text!r} was given.')
+        if name not in contestants:
+            raise unknown_name("contestant", name, contestants)
+        costs[name] = words.strip()
+    return costs
 
 
 def make_engine(name: Literal["local", "ray"], address: str | None, workers: int | None) -> Engine:
@@ -165,7 +186,9 @@ def make_engine(name: Literal["local", "ray"], address: str | None, workers: int
     return LocalEngine(workers or _cores())
 
 
-def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine) -> tuple[Benchmark, list[Cell]]:
+def run_benchmark(
+    suite: Suite, contestants: Sequence[Any], store: Store, engine: Engine, kind: type[Benchmark] = Benchmark
+) -> tuple[Benchmark, list[Cell]]:
     """Runs with a progress bar; returns the benchmark and the cells that it is about."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go {postfix}"
     with tqdm(total=1.0, desc=suite.key, bar_format=layout, dynamic_ncols=True, smoothing=0.1) as bar:
@@ -175,7 +198,7 @@ def run_benchmark(suite: Suite, contestants: Sequence[Any], store: Store, engine
             bar.set_postfix_str(what[:60], refresh=False)
             bar.update(done)
 
-        benchmark = Benchmark(suite, contestants, store, engine, show)
+        benchmark = kind(suite, contestants, store, engine, show)
         bar.total = benchmark.cost()
         try:
             cells = benchmark.run()

@@ -2,7 +2,7 @@
 
 | Given as | what it is |
 |---|---|
-| `ppo=first.safetensors,second.safetensors` | files that `lr_env.save_controller` or `lr-train` write, one for each training seed |
+| `ppo=first.safetensors,second.safetensors` | files of `lr_env.save_controller` or `lr-train`, one for each training seed and optimizer |
 | `model.zip` | a model of Stable-Baselines3; `model.mdp.json` beside it holds `{"algorithm": "ppo", "mdp": mdp.to_dict()}` |
 | `my_module:MyController`, `path/to/file.py:MyController` | a class or function that gives a controller or a `BoundController` |
 
@@ -25,6 +25,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -32,7 +33,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from agents import optimizers, schedules
-from agents.rules import ArmijoLineSearch, HypergradientDescent, NormalisedGradient, StochasticPolyak
+from agents.rules import ArmijoLineSearch, GreedyBranching, HypergradientDescent, NormalisedGradient, StochasticPolyak
 from benchmarks import controls
 from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, SideBySide, rate_limits
 from benchmarks.records import Point
@@ -90,7 +91,7 @@ PACKAGES: Mapping[str, str] = {"schedule-free": "schedulefree", "prodigy": "prod
 CONTROLS = ("shuffled observations", "state-blind", "population replay", "same-instance replay")
 """What every controller that enters is compared with, as ``"NAME: state-blind"``."""
 
-NUM_OTHERS = 8
+NUM_OTHERS = 6
 """Trainings that controls learn from."""
 
 REPLAY_FACTORS = tuple(float(10 ** (i / 6)) for i in range(-3, 4))
@@ -98,6 +99,13 @@ REPLAY_FACTORS = tuple(float(10 ** (i / 6)) for i in range(-3, 4))
 
 EXAMPLES_OF_FACTORS = 1024
 """That these are evaluated on."""
+
+
+GREEDY = "greedy, one step ahead"
+"""The branching rule, which knows more than a controller may."""
+
+GREEDY_EXAMPLES = 256
+"""Of the training split, that it looks at."""
 
 
 class Maker(Protocol):
@@ -120,6 +128,7 @@ class Grid:
         parameter: Name of the value.
         start: log10 of the lowest value.
         limits: Lowest and highest value that the grid may be extended to.
+        optimizer: Whose centres on the tasks the values lie about; None where they begin at ``start``.
         choices: What else points hold.
         costly_choices: Those that are tried on costly tasks.
     """
@@ -127,6 +136,7 @@ class Grid:
     parameter: str
     start: float
     limits: tuple[float, float]
+    optimizer: str | None = None
     choices: tuple[Point, ...] = ({},)
     costly_choices: tuple[Point, ...] = ()
 
@@ -135,12 +145,12 @@ class Grid:
         return self.costly_choices if task.is_costly else self.choices
 
     def point(self, choice: Point, index: int) -> Point:
-        """The choice with the value of this index, from 0; the grid's neighbours have indices beyond."""
+        """The choice with the value of this index: 0 for ``start``, one more for each step."""
         return {**choice, self.parameter: float(f"{10 ** (self.start + GRID_STEP * index):.6g}")}
 
     def points(self, task: SuiteTask) -> list[Point]:
         """All points of the grid on a task."""
-        return [self.point(choice, index) for choice in self.choices_on(task) for index in self.indices]
+        return [self.point(choice, index) for choice in self.choices_on(task) for index in self.indices([task])]
 
     def beyond(self, scores: Mapping[int, float]) -> list[int]:
         """The indices that the grid grows by, as the best lies on its edge: a decade, or up to the limits.
@@ -155,10 +165,13 @@ class Grid:
         found = [best + i for i in further] if best == max(scores) else [best - i for i in further] if best == min(scores) else []
         return [index for index in found if self._is_allowed(index)]
 
-    @property
-    def indices(self) -> list[int]:
-        """Of the grid's values."""
-        return [index for index in range(GRID_POINTS) if self._is_allowed(index)]
+    def indices(self, tasks: Sequence[SuiteTask]) -> list[int]:
+        """Of the grid's values where these tasks share it: about the median of their centres, within the limits."""
+        centres = [task.centres[self.optimizer] for task in tasks if self.optimizer is not None and self.optimizer in task.centres]
+        lowest, highest = (round((np.log10(limit) - self.start) / GRID_STEP) for limit in self.limits)
+        first = round((float(np.median(centres)) - self.start) / GRID_STEP) - GRID_POINTS // 2 if centres else 0
+        first = max(lowest, min(first, highest - GRID_POINTS + 1))
+        return [index for index in range(first, first + GRID_POINTS) if self._is_allowed(index)]
 
     def _is_allowed(self, index: int) -> bool:
         value = 10 ** (self.start + GRID_STEP * index)
@@ -176,6 +189,7 @@ class Contestant:
         tuning: What the grid is for.
         points: Where nothing is tuned, by track: what is reported.
         is_entered: Whether the benchmark is about it; else it is a rival or a control.
+        skips_costly: Whether it does not run on costly tasks, where it would take longer than all others.
     """
 
     name: str
@@ -184,6 +198,7 @@ class Contestant:
     tuning: Tuning | None = None
     points: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
     is_entered: bool = False
+    skips_costly: bool = False
 
     @property
     def tracks(self) -> tuple[str, ...]:
@@ -366,6 +381,14 @@ class ControlMaker:
         return digest(self.base.identity(point), self.kind, self.seed, NUM_OTHERS, REPLAY_FACTORS, _code_digest(controls))
 
 
+def trainings_of_control(kind: str, num_seeds: int) -> int:
+    """Trainings that a control of so many seeds runs before its own; 0 for what is none. See :class:`ControlMaker`."""
+    half = NUM_OTHERS // 2
+    if kind == "same-instance replay":
+        return half * half + half * len(REPLAY_FACTORS) + num_seeds * (NUM_OTHERS - half)
+    return NUM_OTHERS if kind in ("state-blind", "population replay") else 0
+
+
 def comparable(mdp: MDP) -> MDP:
     """The decision process with the same initial rate and the same rule of divergence in all trainings; rewards mean nothing here."""
     return dataclasses.replace(mdp, initial_rate_decades=0.0, reward="log_loss", reward_on="next_batch")
@@ -396,6 +419,7 @@ def rivals(suite: Suite) -> list[Contestant]:
         _rule("hypergradient, additive", tracks, RuleMaker(HypergradientDescent, {"is_multiplicative": False}), -6.0, (1e-10, 1e3)),
         _rule("hypergradient, multiplicative", tracks, RuleMaker(HypergradientDescent), -4.0, (1e-7, 1e2)),
         *(Contestant(name, RateFreeMaker(names), points=dict.fromkeys(names, ({},))) for name, names in RATE_FREE.items()),
+        Contestant(GREEDY, RuleMaker(GreedyBranching, {"num_examples": GREEDY_EXAMPLES}), points=dict.fromkeys(tracks, ({},)), skips_costly=True),
         Contestant("random policy", RandomMaker(), points=dict.fromkeys(tracks, ({},))),
     ]
     without = {*suite.leaves_out, *left_out(suite)}
@@ -414,7 +438,7 @@ def _rate_grid(optimizer: str, shapes: Sequence[str], is_tuned_on_costly: bool) 
     limits = rate_limits(optimizer)
     choices: list[Point] = [{"shape": shape} for shape in shapes]
     costly = tuple(choice for choice in choices if choice["shape"] in COSTLY_SHAPES and is_tuned_on_costly)
-    return Grid("rate", round(float(np.log10(limits[0]))) + 1, limits, tuple(choices), costly)
+    return Grid("rate", round(float(np.log10(limits[0]))) + 1, limits, optimizer, tuple(choices), costly)
 
 
 def _rule(name: str, tracks: Sequence[str], make: Maker, start: float, limits: tuple[float, float], is_tuned_on_costly: bool = False) -> Contestant:
@@ -468,18 +492,19 @@ def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: 
         source, _, attribute = sources[0].rpartition(":")
         path = Path(source)
         make, points = CodeMaker(str(path.resolve()) if path.suffix == ".py" else source, attribute, replaces_optimizer), [{}]
-    tracks, refusal = [], ""
-    for track in suite.tracks:
+    fitting: dict[str, tuple[Point, ...]] = {}
+    refusals: dict[str, set[str]] = {}
+    for track, point in product(suite.tracks, points):
         try:
-            for point in points:
-                make(track, suite.tasks[0], (), point)
+            make(track, suite.tasks[0], (), point)
         except OptimizerMismatchError as error:
-            refusal = str(error)
+            refusals.setdefault(repr(point), set()).add(str(error))
         else:
-            tracks.append(track)
-    if not tracks:
-        raise ValueError(f"Contestant {name!r} fits none of the tracks {', '.join(suite.tracks)}: {refusal}")
-    return Contestant(name, make, points=dict.fromkeys(tracks, tuple(points)), is_entered=True)
+            fitting[track] = (*fitting.get(track, ()), point)
+    for refused in refusals.values():
+        if len(refused) == len(suite.tracks):
+            raise ValueError(f"Contestant {name!r} fits none of the tracks {', '.join(suite.tracks)}: {min(refused)}")
+    return Contestant(name, make, points=fitting, is_entered=True)
 
 
 class OptimizerMismatchError(ValueError):
@@ -584,5 +609,12 @@ def _code_digest(*objects: Any) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and len(body) > 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
                 del body[0]
-        trees.append(ast.dump(tree))
+        trees.append(_as_data(tree))
     return digest(*trees)
+
+
+def _as_data(node: Any) -> Any:
+    """A syntax tree as JSON-ready data, the same in all versions of Python: what is empty, and what a newer one may have added so, is left out."""
+    if isinstance(node, ast.AST):
+        return [type(node).__name__, {name: _as_data(value) for name, value in ast.iter_fields(node) if value is not None and value != []}]
+    return [_as_data(each) for each in node] if isinstance(node, list) else repr(node)

@@ -15,19 +15,19 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from agents.rules import AttachedRule
 from benchmarks.baselines import SideBySide
-from benchmarks.contestants import RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution
+from benchmarks.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, trainings_of_control
 from benchmarks.records import Cell, CellResult, CellRole, Point
 from benchmarks.runner import Result, Runner
 from benchmarks.store import Store, StoreError
@@ -40,8 +40,9 @@ POLL = 0.5
 """Seconds between looks at what another process computes."""
 ATTEMPTS = 3
 """How often work is begun whose process dies."""
-LOOPED_MICROSECONDS, DECISION_MICROSECONDS, CELL_SECONDS = 1000.0, 40.0, 0.02
-"""About, as the suites' numbers: of a step in a loop over members, of a controller's decision, of a cell's share of making a population."""
+LOOPED_MICROSECONDS, DECISION_MICROSECONDS, CELL_SECONDS, GREEDY_STEPS = 350.0, 40.0, 0.02, 8.0
+"""About, as the suites' numbers: of a step in a loop over members, of a controller's decision, of a cell's share of making a population; SGD steps
+that one of greedy branching costs as much as."""
 UNDONE = object()
 
 
@@ -208,9 +209,11 @@ def _release_memory() -> None:
 
 def cell_cost(task: SuiteTask, cell: Cell) -> float:
     """Seconds of one core, estimated: SGD steps, evaluations, and what a cell costs however many trainings it has."""
-    microseconds = task.microseconds + (LOOPED_MICROSECONDS if cell.contestant in RATE_FREE else 0.0)
+    microseconds = task.microseconds * (GREEDY_STEPS if cell.contestant == GREEDY else 1.0)
+    microseconds += LOOPED_MICROSECONDS if cell.contestant in RATE_FREE else 0.0
     evaluations = 2 if cell.role == "report" else 1
-    of_trainings = len(cell.seeds) * (task.horizon * microseconds * 1e-6 + evaluations * task.evaluation * 1e-3)
+    steps = (len(cell.seeds) + trainings_of_control(cell.contestant.rpartition(": ")[2], len(cell.seeds))) * task.horizon
+    of_trainings = steps * microseconds * 1e-6 + len(cell.seeds) * evaluations * task.evaluation * 1e-3
     return of_trainings + task.horizon * DECISION_MICROSECONDS * 1e-6 + CELL_SECONDS
 
 
@@ -260,7 +263,12 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.grid = self.contestant.grid[self.track]
-        self.indices: list[list[int]] = [list(self.grid.indices) for _ in self.choices]
+        self.indices: list[list[int]] = [self.grid.indices(self.tasks) for _ in self.choices]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all tasks have the same point."""
+        return self.contestant.tuning == "shared"
 
     def points(self) -> list[Point]:
         """All that are tried."""
@@ -278,6 +286,20 @@ class _Search:
             indices += beyond
             grown |= bool(beyond)
         return grown
+
+
+_Steps: TypeAlias = Iterator[tuple[list[Cell], bool]]
+"""See :meth:`Benchmark._strand`."""
+
+
+@dataclass
+class _Strand:
+    """A course of work, each list of cells after the one before, beside which others run."""
+
+    steps: _Steps
+    queue: list[_Batch] = field(default_factory=list)
+    num_running: int = 0
+    is_done: bool = False
 
 
 class Benchmark:
@@ -316,19 +338,18 @@ class Benchmark:
         self._searches = [search for contestant in contestants for track in contestant.grid for search in self._begin_searches(contestant, track)]
 
     def run(self) -> list[Cell]:
-        """Tunes and reports all; returns the cells that the benchmark is about. What the store holds is not computed again."""
-        tuning = self._tuning_cells()
-        self.run_cells(tuning)
-        while self._grow():
-            tuning = self._tuning_cells()
-            self.run_cells(tuning, is_new=True)
-        reports = self._report_cells()
-        self.run_cells(reports)
-        cells = tuning + reports
+        """Tunes and reports all; returns the cells that the benchmark is about. What the store holds is not computed again.
+
+        Task after task is finished, then what is tuned on all of them: an interrupted run has whole tasks.
+        """
+        shared = [search for search in self._searches if search.is_shared]
+        optimizers = (*self.suite.tracks, *self.suite.other_optimizers)
+        self._run_strands(self._strand_of_task(task, track) for task in self.suite.tasks for track in optimizers)
+        self._run_strands(self._strand([search for search in shared if search.track == track]) for track in optimizers)
+        cells = self._tuning_cells(self._searches) + self._untuned_cells(self.suite.tasks, optimizers) + self._report_cells(self._searches)
         self._save([])
         if self._unsaved:
             self.problems.append(f"{len(self._unsaved)} results are not stored, but are part of the tables. Run again when there is room.")
-        self._attempt(lambda: self.store.record(cells))
         self.problems += self.store.damaged
         failures = [(cell, self.results[cell.key].error) for cell in cells]
         self.problems += [f"{cell.track}, {cell.task}, {cell.contestant}, {describe(cell.point)}: {error}" for cell, error in failures if error]
@@ -336,78 +357,118 @@ class Benchmark:
 
     def cost(self) -> float:
         """Seconds of one core that all takes, estimated, without what grids grow by."""
-        cells = {cell.trainings: cell for cell in self._tuning_cells() + self._report_cells(is_tuned=False)}
+        optimizers = (*self.suite.tracks, *self.suite.other_optimizers)
+        reports = self._untuned_cells(self.suite.tasks, optimizers) + self._report_cells(self._searches, is_tuned=False)
+        cells = {cell.trainings: cell for cell in self._tuning_cells(self._searches) + reports}
         return sum(cell_cost(self._tasks[cell.task], cell) for cell in cells.values())
 
     def score(self, search: _Search, point: Point) -> float:
         """Mean score of a point over a search's tasks; infinite where one has none."""
         results = [self.results[self._cell(search.contestant, search.track, task, "tune", point).key] for task in search.tasks]
-        return float(np.mean([np.inf if result.error is not None else result.scores.mean() for result in results]))
+        return float(np.mean([np.inf if result.error is not None else self.mean_score(result) for result in results]))
 
-    def run_cells(self, cells: Sequence[Cell], is_new: bool = False) -> None:
-        """Computes what the store lacks and keeps it, while other processes may do the same; then :attr:`results` has all.
+    def mean_score(self, result: CellResult) -> float:
+        """What the points of a grid are chosen by, lower is better."""
+        return float(result.scores.mean())
+
+    def _strand_of_task(self, task: SuiteTask, track: str) -> _Steps:
+        """All that one task's own results decide; and what is tuned on it and others."""
+        searches = [search for search in self._searches if search.track == track and task in search.tasks]
+        shared = [search for search in searches if search.is_shared]
+        further = [cell for cell in self._tuning_cells(shared) if cell.task == task.name]
+        return self._strand([search for search in searches if not search.is_shared], self._untuned_cells([task], [track]), further)
+
+    def _strand(self, searches: Sequence[_Search], untuned: Sequence[Cell] = (), further: Sequence[Cell] = ()) -> _Steps:
+        """The cells of some searches, in lists that each need the results of the one before; and whether their cost was not known.
 
         Args:
-            cells: Of any tasks and contestants.
-            is_new: Whether their cost was not known.
+            searches: Whose points are tuned and reported.
+            untuned: Reported cells that need no tuning.
+            further: Cells that are computed here as their trainings fit in.
         """
-        queue = self._plan(cells)
-        if is_new:
-            self.show("", 0.0, sum(batch.work.cost for batch in queue))
-        running: dict[Future[list[CellResult]], _Batch] = {}
+        tuning = self._tuning_cells(searches)
+        yield [*tuning, *further], False
+        while sum(search.grow(partial(self.score, search)) for search in searches if search.contestant.tuning != "pool") > 0:  # each is looked at
+            tuning = self._tuning_cells(searches)
+            yield tuning, True
+        reports = [*untuned, *self._report_cells(searches)]
+        yield reports, False
+        self._attempt(lambda: self.store.record([*tuning, *reports]))
+
+    def _run_strands(self, strands: Iterable[_Steps]) -> None:
+        """Computes what the store lacks and keeps it, the first strands first; other processes may do the same. Then :attr:`results` has all."""
+        waiting = [_Strand(steps) for steps in strands]
+        running: dict[Future[list[CellResult]], tuple[_Strand, _Batch]] = {}
         try:
-            while queue or running:
-                for batch in list(queue):
+            while waiting:
+                for strand in list(waiting):
                     if len(running) >= self.engine.slots:
                         break
-                    if self._begin_batch(batch, running):
-                        queue.remove(batch)
+                    self._advance(strand, running)
+                    if strand.is_done:
+                        waiting.remove(strand)
                 if running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    queue += self._take([(future, running.pop(future)) for future in done])
-                elif queue:
+                    for future in done:
+                        strand, batch = running.pop(future)
+                        strand.num_running -= 1
+                        strand.queue += self._take(future, batch)
+                elif waiting:
                     time.sleep(POLL)  # another process computes the rest
         except BaseException:
             self.engine.shutdown()
             raise
 
-    def _grow(self) -> bool:
-        """Whether a grid has grown; each is looked at."""
-        return sum(search.grow(partial(self.score, search)) for search in self._searches if search.contestant.tuning != "pool") > 0
+    def _advance(self, strand: _Strand, running: dict[Future[list[CellResult]], tuple[_Strand, _Batch]]) -> None:
+        """Begins what can be begun of a strand, as far as there is room."""
+        while not strand.is_done:
+            for batch in list(strand.queue):
+                if len(running) >= self.engine.slots:
+                    return
+                begun = self._begin_batch(batch)
+                if begun is not None:
+                    strand.queue.remove(batch)
+                    running |= {future: (strand, part) for future, part in begun}
+                    strand.num_running += len(begun)
+            if strand.queue or strand.num_running:
+                return
+            cells, is_new = next(strand.steps, (None, False))
+            if cells is None:
+                strand.is_done = True
+                return
+            strand.queue = self._plan(cells)
+            if is_new:
+                self.show("", 0.0, sum(batch.work.cost for batch in strand.queue))
 
-    def _begin_batch(self, batch: _Batch, running: dict[Future[list[CellResult]], _Batch]) -> bool:
-        """Begins what is missing of a batch; whether that is settled, as it has begun or nothing is missing."""
+    def _begin_batch(self, batch: _Batch) -> tuple[tuple[Future[list[CellResult]], _Batch], ...] | None:
+        """Begins what is missing of a batch, which may be nothing; None where another process computes it."""
         missing = self._missing(batch)
         if missing:
             if self._attempt(lambda: self.store.claim([cell for index in missing for cell in batch.cells_of(index)])) is False:
-                return False
+                return None
             missing = self._missing(batch)  # another process may have finished just before
         if not missing:
             self._done(batch)
-            return True
+            return ()
         part = batch.part(missing)
         try:
-            running[self.engine.submit(part.work)] = part
+            return ((self.engine.submit(part.work), part),)
         except BrokenExecutor:
             self.engine.restart()
-            running[self.engine.submit(part.work)] = part
-        return True
+            return ((self.engine.submit(part.work), part),)
 
-    def _take(self, finished: Sequence[tuple[Future[list[CellResult]], _Batch]]) -> list[_Batch]:
+    def _take(self, future: Future[list[CellResult]], batch: _Batch) -> list[_Batch]:
         """Keeps what has been computed; returns what is to be computed again, as its process died."""
-        again: list[_Batch] = []
-        for future, batch in finished:
-            try:
-                results = future.result()
-            except BrokenExecutor:
-                self.engine.restart()
-                if batch.attempts < ATTEMPTS - 1:
-                    again += batch.retried()
-                    continue
-                results = [failed("The process that computed it died, perhaps as memory ran out.")] * len(batch.work.cells)
-            self._save([(cell, result) for index, result in enumerate(results) for cell in batch.cells_of(index)])
-            self._done(batch)
-        return again
+        try:
+            results = future.result()
+        except BrokenExecutor:
+            self.engine.restart()
+            if batch.attempts < ATTEMPTS - 1:
+                return batch.retried()
+            results = [failed("The process that computed it died, perhaps as memory ran out.")] * len(batch.work.cells)
+        self._save([(cell, result) for index, result in enumerate(results) for cell in batch.cells_of(index)])
+        self._done(batch)
+        return []
 
     def _missing(self, batch: _Batch) -> list[int]:
         """Which of its cells' trainings are to be computed; the others' results are looked up, and kept for all their cells."""
@@ -462,7 +523,7 @@ class Benchmark:
             count = max(1, task.side_by_side // len(members[0].seeds))
             for i in range(0, len(members), count):
                 part = tuple(members[i : i + count])
-                work = Work(task, self.suite.examples, part, tuple(self._makers[cell.contestant] for cell in part))
+                work = Work(task, self.suite.examples_of(task), part, tuple(self._makers[cell.contestant] for cell in part))
                 batches.append(_Batch(work, tuple(tuple(equal[cell.trainings]) for cell in part)))
         order = {task.name: index for index, task in enumerate(self.suite.tasks)}
         return sorted(batches, key=lambda batch: (order[batch.work.task.name], batch.work.cells[0].track))
@@ -488,34 +549,44 @@ class Benchmark:
             return [_Search(contestant, track, (task,), choices) for task, choices in tried]
         return [_Search(contestant, track, tuple(task for task, _ in tried), grid.choices)] if tried else []
 
-    def _tuning_cells(self) -> list[Cell]:
+    def _tuning_cells(self, searches: Iterable[_Search]) -> list[Cell]:
         return [
             self._cell(search.contestant, search.track, task, "tune", point)
-            for search in self._searches
+            for search in searches
             for task in search.tasks
             for point in (search.contestant.pool(search.track, task, self.suite.seed) if search.contestant.tuning == "pool" else search.points())
         ]
 
-    def _report_cells(self, is_tuned: bool = True) -> list[Cell]:
-        """All that is reported; before anything is tuned with any points."""
+    def _untuned_cells(self, tasks: Sequence[SuiteTask], tracks: Sequence[str]) -> list[Cell]:
+        """What is reported of those that nothing is tuned of."""
+        return [
+            self._cell(contestant, track, task, "report", point)
+            for contestant in self.contestants
+            for track in tracks
+            for task in tasks
+            if not (contestant.skips_costly and task.is_costly)
+            for point in contestant.points.get(track, ())
+        ]
+
+    def _report_cells(self, searches: Iterable[_Search], is_tuned: bool = True) -> list[Cell]:
+        """What is reported of those that are tuned; before they are with any points."""
         cells = []
-        for contestant in self.contestants:
-            for track in contestant.points:
-                cells += [self._cell(contestant, track, task, "report", point) for task in self.suite.tasks for point in contestant.points[track]]
-        for search in self._searches:
+        for search in searches:
             contestant, track = search.contestant, search.track
             if contestant.tuning == "pool":
                 points = contestant.pool(track, search.tasks[0], self.suite.seed)
                 cells += [self._cell(contestant, track, search.tasks[0], "report", point) for point in points]
                 continue
             best = min(search.points(), key=partial(self.score, search)) if is_tuned else search.points()[0]
-            tasks = self.suite.tasks if contestant.tuning == "shared" else search.tasks
+            tasks = self.suite.tasks if search.is_shared else search.tasks
             cells += [self._cell(contestant, track, task, "report", best) for task in tasks]
         return cells
 
     def _cell(self, contestant: Contestant, track: str, task: SuiteTask, role: CellRole, point: Point) -> Cell:
-        setting = task.setting | {"examples": self.suite.examples}
+        setting = task.setting | {"examples": self.suite.examples_of(task)}
         seeds = self._seeds[task.name, role]
+        if contestant.tuning == "pool" and role == "report":
+            seeds = seeds[: task.searching]
         return Cell(self.suite.key, track, task.name, setting, contestant.name, contestant.make.identity(point), role, point, seeds)
 
 

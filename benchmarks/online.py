@@ -3,15 +3,18 @@
 Trains a small CNN on MNIST under it, several seeds side by side, each with an actor and a critic of its own, and under its ablations; on the same
 trainings (same weights, same data order) under every constant rate of a grid, and under the stochastic Polyak step size and Adam, whose
 constants were tuned on other trainings. It needs no training beforehand, and so has only one training's steps to learn from.
+
+Every controller's trainings are a cell of their own, kept in a file: a killed run goes on where it stopped, and several runs may share a folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -22,14 +25,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from filelock import Timeout
 from rich.table import Table
 from tqdm import tqdm
 
 import lr_env  # registers the environment
 from agents.actor_critic import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic
-from benchmarks.baselines import GRID_STARTS, RunnerCache, polyak, rate_limits, schedule_shapes, tune
+from benchmarks.baselines import GRID_STARTS, Tuned, extended_search, grid, polyak, rate_limits, schedule_shapes
+from benchmarks.kept import kept
 from benchmarks.online_figure import draw
-from benchmarks.runner import DIVERGENCE_PENALTY, Result
+from benchmarks.runner import DIVERGENCE_PENALTY, Result, Runner
 from benchmarks.statistics import paired_difference
 from benchmarks.terminal import make_console
 from lr_env.controllers import BoundController
@@ -67,65 +72,134 @@ class Options:
 
     task: str = "mnist-cnn"
     """Name of the task."""
-    horizon: int = 400
+    horizon: int = 1_500
     """SGD steps of each training."""
-    trainings: int = 8
+    trainings: int = 6
     """Reported trainings, at least 2, side by side."""
-    tuning_trainings: int = 3
+    tuning_trainings: int = 2
     """Other trainings, on which the baselines' constants are tuned."""
     num_examples: int = 4_096
     """Examples of each split over which final losses and accuracies are taken."""
     seed: int = 0
     """Seed of the whole run."""
     processes: int = 2
-    """Jobs at the same time, each on one core."""
+    """Cells at the same time, each on one core."""
     output: Path = Path("results/online")
     """Folder of the results."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("processes", "output")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trainings of one controller.
+
+    Attributes:
+        name: Of a variant or a baseline.
+        point: A baseline's constant; None for the agent.
+        tunes: Whether on the trainings that constants are tuned on.
+    """
+
+    name: str
+    point: float | None = None
+    tunes: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Its file, within the output."""
+        words = [self.name] if self.point is None else [self.name, f"{self.point:.4g}", "tuning" if self.tunes else "report"]
+        return Path("cells") / f"{re.sub(r'[^a-zA-Z0-9.]+', '-', ' '.join(words)).strip('-')}.json"
+
 
 def main(options: Options) -> None:
-    """Runs what ``results.json`` does not hold already, and prints the table."""
-    file = options.output / "results.json"
-    settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("processes", "output")}
-    done: dict[str, Any] = {}
-    if file.exists():
-        previous = json.loads(file.read_text())
-        if previous["options"] != settings:
-            raise SystemExit(f"{file} is from a run with other options; remove it, or choose another --output.")
-        done = previous["rows"]
-    options.output.mkdir(parents=True, exist_ok=True)
-    jobs = [name for name in (*BASELINES, *VARIANTS) if name not in done]
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), _one_thread) as pool:
-        pending = {pool.submit(run_job, name, options): name for name in jobs}
-        for future in tqdm(as_completed(pending), total=len(jobs), desc="Training", unit=" jobs", dynamic_ncols=True):
-            done[pending[future]] = future.result()
-            _write(file, settings, done, [])
-    rows = summarise(done)
-    _write(file, settings, done, rows)
-    draw({name: done[name] for name in (*RIVALS, "… log output", ONLINE)}, options.output / "online.png")
+    """Runs what the output does not hold already, and prints the table."""
+    done = run_cells(options)
+    rows = collect(done)
+    table = summarise(rows)
+    _write(options, table, rows, done)
+    grid = {name: row for name, row in rows.items() if name.startswith("SGD, constant")}
+    draw({name: rows[name] for name in (*RIVALS, "… log output", ONLINE)}, grid, options.output / "online.png")
     console = make_console()
-    console.print(render_table(rows, options))
-    for sentence in verdicts(rows):
+    console.print(render_table(table, options))
+    for sentence in verdicts(table):
         console.print(sentence)
-    console.print(f"Written to {options.output}/: results.json, online.png")
+    seconds = sum(row["seconds"] for row in done.values())
+    console.print(f"{seconds:,.0f} CPU seconds in all. Written to {options.output}/: results.json, online.png")
 
 
-def run_job(name: str, options: Options) -> dict[str, Any]:
-    """One variant of the agent, or one baseline: tuned, and run on the reported trainings."""
-    start = time.perf_counter()
+def run_cells(options: Options) -> dict[Cell, dict[str, Any]]:
+    """All cells; those that other processes compute are waited for."""
+    done: dict[Cell, dict[str, Any]] = {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _one_thread) as pool, tqdm(desc="Training", unit=" cells") as bar:
+        pending: dict[Future[dict[str, Any] | None], Cell] = {}
+        while True:
+            wanted = [cell for cell in wanted_cells(done) if cell not in done]
+            bar.total = len(done) + len(wanted)
+            pending |= {pool.submit(find_cell, cell, options): cell for cell in wanted if cell not in pending.values()}
+            if not pending:
+                return done
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                cell, row = pending.pop(future), future.result()
+                if row is not None:
+                    done[cell] = row
+                    bar.update()
+
+
+def wanted_cells(done: Mapping[Cell, Mapping[str, Any]]) -> list[Cell]:
+    """What is needed as far as it is known: a baseline's best constant is, once its grid has been tried.
+
+    Args:
+        done: Cells that are known.
+    """
+    cells = [Cell(name) for name in VARIANTS]
+    for name, (start, _, _) in BASELINES.items():
+        cells += [Cell(name, point, tunes=True) for point in grid(GRID_STARTS[start])]
+    cells += [Cell(BEST_CONSTANT, point) for point in grid(GRID_STARTS[BASELINES[BEST_CONSTANT][0]])]
+    for name in BASELINES:
+        try:
+            tuned = tune(name, done)
+        except KeyError as missing:
+            if missing.args[0] not in cells:
+                cells.append(missing.args[0])
+        else:
+            cells += [Cell(name, point) for point in (tuned.scores if name == BEST_CONSTANT else [tuned.best])]
+    return list(dict.fromkeys(cells))
+
+
+def tune(name: str, done: Mapping[Cell, Mapping[str, Any]]) -> Tuned:
+    """The best constant of a baseline.
+
+    Raises:
+        KeyError: With the cell that is missing.
+    """
+    start, _, limits = BASELINES[name]
+    return extended_search(lambda point: float(np.mean(done[Cell(name, point, tunes=True)]["scores"])), grid(GRID_STARTS[start]), *limits)
+
+
+def find_cell(cell: Cell, options: Options) -> dict[str, Any] | None:
+    """A cell's row, computed where its file does not hold it; None, after a second, where another process computes it."""
+    try:
+        return kept(options.output / cell.path, options.settings, partial(run_cell, cell, options), patience=1.0)
+    except Timeout:
+        return None
+
+
+def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
+    """Trains one controller on the reported or the tuning trainings."""
+    start = time.process_time()
     reported = role_seeds(options.seed, Role.REPORT, options.trainings)
-    if name in VARIANTS:
-        changes, initial_rate = VARIANTS[name]
+    if cell.point is None:
+        changes, initial_rate = VARIANTS[cell.name]
         row = as_row(run_online(ActorCriticConfig(**changes), options, reported, initial_rate))
-        return row | {"seconds": time.perf_counter() - start}
-    grid, make, limits = BASELINES[name]
-    make_runners = partial(RunnerCache, options.task, horizon=options.horizon, num_examples=options.num_examples)
-    tuned = tune(make_runners(role_seeds(options.seed, Role.TUNE, options.tuning_trainings), tests=False), make, GRID_STARTS[grid], limits)
-    report = make_runners(reported)
-    row = as_row(report.run(make(tuned.best))) | {"best": tuned.best, "tuning_scores": sorted(tuned.scores.items())}
-    if name == BEST_CONSTANT:
-        row["grid"] = [[rate, as_row(report.run(make(rate)))] for rate in sorted(tuned.scores)]
-    return row | {"seconds": time.perf_counter() - start}
+    else:
+        bound = BASELINES[cell.name][1](cell.point)
+        seeds = role_seeds(options.seed, Role.TUNE, options.tuning_trainings) if cell.tunes else reported
+        result = Runner(options.task, bound.mdp, seeds, options.horizon, options.num_examples, tests=not cell.tunes).run(bound.controller)
+        row = {"scores": result.scores.tolist()} if cell.tunes else as_row(result)
+    return row | {"seconds": time.process_time() - start}
 
 
 def run_online(config: ActorCriticConfig, options: Options, seeds: list[int], initial_rate: float | None = None) -> Result:
@@ -162,17 +236,24 @@ def as_row(result: Result) -> dict[str, Any]:
     }
 
 
-def summarise(done: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per controller, constants of the grid among them, with the paired difference of the agent's final log10 loss to it."""
-    online = np.array(done[ONLINE]["scores"])
-    named = {f"SGD, constant {rate:.3g}": row for rate, row in done[BEST_CONSTANT]["grid"]}
-    named |= {f"{name} {done[name]['best']:.3g}": done[name] for name in BASELINES}
-    named |= {name: done[name] for name in VARIANTS}
+def collect(done: Mapping[Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of reported trainings by name: constants of the grid, baselines at their best constant, the agent and its ablations."""
+    tuned = {name: tune(name, done) for name in BASELINES}
+    rows = {f"SGD, constant {rate:.3g}": done[Cell(BEST_CONSTANT, rate)] for rate in sorted(tuned[BEST_CONSTANT].scores)}
+    for name, found in tuned.items():
+        rows[name] = done[Cell(name, found.best)] | {"best": found.best, "tuning_scores": sorted(found.scores.items())}
+    return rows | {name: done[Cell(name)] for name in VARIANTS}
+
+
+def summarise(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per controller, with the paired difference of the agent's final log10 loss to it."""
+    online = np.array(rows[ONLINE]["scores"])
     table = []
-    for name, row in named.items():
+    for name, row in rows.items():
         difference = None if name == ONLINE else dataclasses.asdict(paired_difference(online, np.array(row["scores"])))
         means = {key: float(np.mean(row[key])) for key in ("scores", "curve_means", "test_accuracies", "diverged")}
-        table.append({"name": name, **means, "final_rates": row["final_rates"], "difference": difference})
+        shown = f"{name} {row['best']:.3g}" if "best" in row else name
+        table.append({"name": shown, **means, "final_rates": row["final_rates"], "difference": difference})
     return table
 
 
@@ -210,11 +291,11 @@ def verdicts(table: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def _write(file: Path, settings: dict[str, Any], done: dict[str, Any], table: list[dict[str, Any]]) -> None:
+def _write(options: Options, table: list[dict[str, Any]], rows: Mapping[str, Any], done: Mapping[Cell, Mapping[str, Any]]) -> None:
     versions = {"lr_env": lr_env.__version__, "torch": torch.__version__, "gymnasium": gym.__version__, "numpy": np.__version__}
-    agent = dataclasses.asdict(ActorCriticConfig())
-    data = {"options": settings, "agent": agent, "table": table, "verdicts": verdicts(table) if table else [], "rows": done, "versions": versions}
-    file.write_text(json.dumps(data, indent=1) + "\n")
+    data = {"options": options.settings, "agent": dataclasses.asdict(ActorCriticConfig()), "table": table, "verdicts": verdicts(table)}
+    seconds = sum(row["seconds"] for row in done.values())
+    (options.output / "results.json").write_text(json.dumps(data | {"rows": rows, "seconds": seconds, "versions": versions}, indent=1) + "\n")
 
 
 def _one_thread() -> None:

@@ -56,7 +56,8 @@ class Cell:
     @cached_property
     def trainings(self) -> str:
         """Digest of what the numbers depend on: cells that share it have one result, whatever contestants and suites they stand for."""
-        return _digest([self.track, self.setting, self.identity, self.role, self.point, self.seeds])
+        point = {name: value for name, value in self.point.items() if name != "training_seed"}  # the identity says which controller
+        return _digest([self.track, self.setting, self.identity, self.role, point, self.seeds])
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 Trains each as ``lr-train --task digits-mlp-scaled --algorithm … --seed …`` does, and compares its controller, paired and on fresh trainings,
 with the best shared constant rate and with SPS, both of which were tuned on other trainings. DDPG is this package's, the others are
-Stable-Baselines3's. What is finished is kept in the output folder; a killed run goes on where it was.
+Stable-Baselines3's. What is finished is kept in the output folder: a killed run goes on where it was, and several runs may share the folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from rich.table import Table
 from agents.train import Training
 from agents.training_options import Algorithm, TrainingOptions
 from benchmarks.baselines import GRID_STARTS, RunnerCache, polyak, rate_limits, schedule_shapes, tune
+from benchmarks.kept import kept
 from benchmarks.statistics import paired_difference
 from benchmarks.terminal import make_console
 from lr_env.controllers import load_controller
@@ -55,32 +54,16 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    settings = {"steps": options.steps, "trainings": options.trainings}
     for seed in options.seeds:
         report = RunnerCache(TASK, role_seeds(seed, Role.REPORT, options.trainings))
-        rivals = kept(options.output / f"rivals-seed{seed}.json", options, partial(run_rivals, seed, report))
+        rivals = kept(options.output / f"rivals-seed{seed}.json", settings, partial(run_rivals, seed, report))
         for algorithm in options.algorithms:
             path = options.output / f"{algorithm}-seed{seed}.json"
-            rows.append(summarise(kept(path, options, partial(run_algorithm, algorithm, seed, report, options)), rivals))
+            rows.append(summarise(kept(path, settings, partial(run_algorithm, algorithm, seed, report, options)), rivals))
     rows.sort(key=lambda row: options.algorithms.index(row["algorithm"]))
     make_console().print(render_table(rows))
     (options.output / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def kept(path: Path, options: Options, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds, else what ``run`` returns, which is written there.
-
-    Raises:
-        SystemExit: If the file is from a run with other options.
-    """
-    settings = {"steps": options.steps, "trainings": options.trainings}
-    if not path.exists():
-        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may share a folder
-        beside.write_text(json.dumps(run() | {"settings": settings}) + "\n")
-        beside.replace(path)
-    result: dict[str, Any] = json.loads(path.read_text())
-    if result["settings"] != settings:
-        raise SystemExit(f"{path} is from a run with {result['settings']}, not {settings}. Remove it, or choose another --output.")
-    return result
 
 
 def run_algorithm(algorithm: Algorithm, seed: int, report: RunnerCache, options: Options) -> dict[str, Any]:
@@ -108,7 +91,7 @@ def run_rivals(seed: int, report: RunnerCache) -> dict[str, Any]:
 def summarise(result: dict[str, Any], rivals: dict[str, Any]) -> dict[str, Any]:
     """A row: mean scores, and paired differences to the rivals."""
     scores = np.array(result["scores"])
-    row = {name: value for name, value in result.items() if name not in ("scores", "settings")} | {"score": float(scores.mean())}
+    row = {name: value for name, value in result.items() if name != "scores"} | {"score": float(scores.mean())}
     for name in RIVALS:
         row[name] = {"score": float(np.mean(rivals[name])), "difference": asdict(paired_difference(scores, np.array(rivals[name])))}
     return row

@@ -10,7 +10,7 @@ import platform
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from benchmarks.records import Cell, CellResult
 from lr_env import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PATIENCE = 60.0
 """Seconds that a process waits for another's transaction."""
 
@@ -36,7 +36,11 @@ CREATE TABLE cells (
 );
 CREATE INDEX cells_of_trainings ON cells (trainings);
 CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL);
-CREATE TABLE entries (suite TEXT NOT NULL, track TEXT NOT NULL, contestant TEXT NOT NULL, keys TEXT NOT NULL, PRIMARY KEY (suite, track, contestant));
+CREATE TABLE entries (
+    suite TEXT NOT NULL, track TEXT NOT NULL, contestant TEXT NOT NULL, task TEXT NOT NULL, keys TEXT NOT NULL,
+    PRIMARY KEY (suite, track, contestant, task)
+);
+CREATE TABLE training_costs (contestant TEXT PRIMARY KEY, cost TEXT NOT NULL);
 """
 
 
@@ -134,10 +138,10 @@ class Store:
         return None if row is None else self._unpacked(cell, *row)
 
     def cells(self, suite: str | None = None) -> Iterator[tuple[Cell, CellResult]]:
-        """All that is kept, or of one suite (``"standard-1"``) what the last run of each contestant was about; damaged results are left out."""
+        """All that is kept, or of one suite (``"standard-2"``) what the last run of each contestant was about on each task; not what is damaged."""
         keys = None
         if suite is not None:
-            entries = self._execute("SELECT keys FROM entries WHERE suite = ?", (suite,)).fetchall()
+            entries = self._execute("SELECT keys FROM entries WHERE suite = ? ORDER BY track, contestant, task", (suite,)).fetchall()
             keys = [key for (entry,) in entries for key in json.loads(entry)]
         query = "SELECT cell, result, checksum FROM cells"
         if keys is None:
@@ -156,17 +160,17 @@ class Store:
         return [suite for (suite,) in self._execute("SELECT DISTINCT suite FROM entries ORDER BY suite", ())]
 
     def record(self, cells: Sequence[Cell]) -> None:
-        """Says what the run of some contestants is about: these cells, and no others of theirs.
+        """Says what the run of some contestants is about on some tasks: these cells, and no others of theirs there.
 
         Raises:
             StoreError: If nothing can be written.
         """
-        keys: dict[tuple[str, str, str], list[str]] = {}
+        keys: dict[tuple[str, str, str, str], list[str]] = {}
         for cell in cells:
-            keys.setdefault((cell.suite, cell.track, cell.contestant), []).append(cell.key)
+            keys.setdefault((cell.suite, cell.track, cell.contestant, cell.task), []).append(cell.key)
         with self._transaction():
             self._connection.executemany(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", [(*entry, json.dumps(found)) for entry, found in keys.items()]
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", [(*entry, json.dumps(found)) for entry, found in keys.items()]
             )
 
     def claim(self, cells: Sequence[Cell]) -> bool:
@@ -182,6 +186,19 @@ class Store:
                     return False
             self._connection.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", [(cell.key, self._owner) for cell in cells])
         return True
+
+    def record_training_costs(self, costs: Mapping[str, str]) -> None:
+        """Says what the training of learned contestants cost, in words, by name.
+
+        Raises:
+            StoreError: If nothing can be written.
+        """
+        with self._transaction():
+            self._connection.executemany("INSERT OR REPLACE INTO training_costs VALUES (?, ?)", list(costs.items()))
+
+    def training_costs(self) -> dict[str, str]:
+        """See :meth:`record_training_costs`."""
+        return dict(self._execute("SELECT contestant, cost FROM training_costs ORDER BY contestant", ()).fetchall())
 
     def machines(self) -> list[dict[str, Any]]:
         """Machines and versions that results come from."""

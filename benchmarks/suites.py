@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lr_env.checks import unknown_name
@@ -60,13 +61,17 @@ class SuiteTask:
         budget: See :data:`Budget`.
         tuning: Trainings that each point of a grid is tuned on.
         reporting: Trainings that are reported.
-        pool: Points of the random search, each on all of these.
+        pool: Points of the random search.
+        searching: Reported trainings that each of these runs on, the first ones.
         variant: Of the family; None for a task.
         batch_size: In place of the task's own; None for that.
+        examples: Of each split, that final losses and metrics are taken over; None for the suite's number. A sequence makes many predictions.
         is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.contestants`.
         side_by_side: Trainings at once, which bounds the memory.
         microseconds: Of one core, for one SGD step of one training, about, as the next; only the remaining time is estimated with them.
         evaluation: Milliseconds of one core, for one evaluation of one training.
+        centres: log10 of the rate that grids have in their middle, by optimizer, as :mod:`benchmarks.range_test` found it; where an
+            optimizer has none, its grid begins one decade above the lowest rate that controllers may choose.
     """
 
     name: str
@@ -76,12 +81,15 @@ class SuiteTask:
     tuning: int
     reporting: int
     pool: int
+    searching: int
     variant: int | None = None
     batch_size: int | None = None
     is_costly: bool = False
     side_by_side: int = 128
     microseconds: float = 50.0
     evaluation: float = 2.0
+    centres: Mapping[str, float] = field(default_factory=dict)
+    examples: int | None = None
 
     def family(self) -> TaskFamily:
         """What is trained; the same object in each call."""
@@ -112,7 +120,7 @@ class Suite:
         tasks: At least one.
         tracks: Optimizers within which contestants are compared.
         other_optimizers: See :data:`OTHER_OPTIMIZERS`.
-        examples: Of each split, that final losses and metrics are taken over, the same for all trainings.
+        examples: Of each split, that final losses and metrics are taken over, the same for all trainings; tasks may have their own number.
         leaves_out: Names of rivals that don't take part.
         seed: Of all trainings.
     """
@@ -151,8 +159,12 @@ class Suite:
             return self
         if trainings < 2:
             raise ValueError(f"At least 2 seeds are needed, so that there are intervals, but {trainings} was given.")
-        tasks = (dataclasses.replace(task, reporting=trainings) for task in self.tasks)
+        tasks = (dataclasses.replace(task, reporting=trainings, searching=min(task.searching, trainings)) for task in self.tasks)
         return dataclasses.replace(self, tasks=tuple(tasks))
+
+    def examples_of(self, task: SuiteTask) -> int:
+        """Of each split of a task, that final losses and metrics are taken over."""
+        return self.examples if task.examples is None else task.examples
 
     def check_data(self) -> None:
         """Refuses to begin without the data.
@@ -188,24 +200,40 @@ def _whole(name: str) -> TaskFamily:
     return SPECIFICATIONS[name].family()
 
 
+CENTRES: Mapping[str, Mapping[str, Mapping[str, float]]] = json.loads(Path(__file__).with_name("centres.json").read_text())
+"""By suite, task and optimizer; see :attr:`SuiteTask.centres`."""
+
+
 def _held_out(variant: int, horizon: int, budget: Budget, microseconds: float, **options: Any) -> SuiteTask:
-    counts = {"tuning": 2, "reporting": 10, "pool": 100} | options
+    counts = {"tuning": 2, "reporting": 10, "pool": 100, "searching": 3} | options
     return SuiteTask(f"small-heldout/{variant}", "small-heldout", horizon, budget, variant=variant, microseconds=microseconds, **counts)
 
 
 def _noise(variant: int, horizon: int, microseconds: float) -> SuiteTask:
-    return SuiteTask(f"small-noise/{variant}", "small-noise", horizon, "noise", 2, 10, 100, variant, microseconds=microseconds)
+    return SuiteTask(f"small-noise/{variant}", "small-noise", horizon, "noise", 2, 10, 100, 3, variant, microseconds=microseconds)
 
 
-SLOW_RIVALS = ("Armijo line search", "hypergradient, additive", "hypergradient, multiplicative", "D-adaptation", "DoG", "DoG, averaged")
+def _centred(name: str, tasks: Sequence[SuiteTask]) -> tuple[SuiteTask, ...]:
+    return tuple(dataclasses.replace(task, centres=CENTRES.get(name, {}).get(task.name, {})) for task in tasks)
+
+
+SLOW_RIVALS = (
+    "Armijo line search",
+    "hypergradient, additive",
+    "hypergradient, multiplicative",
+    "D-adaptation",
+    "DoG",
+    "DoG, averaged",
+    "greedy, one step ahead",
+)
 
 SMOKE = Suite(
     "smoke",
-    1,
+    2,
     "Does everything work? Seconds; its numbers mean nothing.",
     (
-        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 8, "short", 2, 3, 5, side_by_side=512, microseconds=12),
-        SuiteTask("wine-mlp", "wine-mlp", 10, "noise", 2, 3, 5, side_by_side=512, microseconds=10),
+        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 8, "short", 2, 3, 5, 2, side_by_side=512, microseconds=12),
+        SuiteTask("wine-mlp", "wine-mlp", 10, "noise", 2, 3, 5, 2, side_by_side=512, microseconds=10),
     ),
     tracks=("momentum",),
     other_optimizers=(),
@@ -215,13 +243,16 @@ SMOKE = Suite(
 
 QUICK = Suite(
     "quick",
-    1,
+    2,
     "A first answer in about two minutes on 2 cores, without a download.",
-    (
-        SuiteTask("digits-mlp", "digits-mlp", 100, "short", 2, 10, 30, side_by_side=256, microseconds=43),
-        SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 100, "short", 2, 10, 30, side_by_side=512, microseconds=12),
-        SuiteTask("diabetes-mlp", "diabetes-mlp", 300, "medium", 2, 10, 30, side_by_side=512, microseconds=9),
-        SuiteTask("digits-logreg-16", "digits-logreg", 300, "noise", 2, 10, 30, batch_size=16, side_by_side=256, microseconds=15),
+    _centred(
+        "quick",
+        (
+            SuiteTask("digits-mlp", "digits-mlp", 100, "short", 2, 10, 30, 4, side_by_side=256, microseconds=30),
+            SuiteTask("breast-cancer-mlp", "breast-cancer-mlp", 100, "short", 2, 10, 30, 4, side_by_side=512, microseconds=12),
+            SuiteTask("diabetes-mlp", "diabetes-mlp", 300, "medium", 2, 10, 30, 4, side_by_side=512, microseconds=9),
+            SuiteTask("digits-logreg-16", "digits-logreg", 300, "noise", 2, 10, 30, 4, batch_size=16, side_by_side=256, microseconds=15),
+        ),
     ),
     other_optimizers=("rmsprop",),
     leaves_out=SLOW_RIVALS,
@@ -229,35 +260,38 @@ QUICK = Suite(
 
 STANDARD = Suite(
     "standard",
-    1,
+    2,
     "What is published: 24 held-out tasks, in at most four hours on 2 cores.",
-    (
-        _held_out(0, 816, "medium", 300),
-        _held_out(1, 315, "medium", 200),
-        _held_out(2, 67, "short", 1200, side_by_side=32, evaluation=60),
-        _held_out(3, 870, "medium", 120),
-        _held_out(4, 381, "noise", 350, side_by_side=64, evaluation=20),
-        _held_out(5, 228, "short", 800, side_by_side=32, evaluation=40),
-        _held_out(6, 1471, "noise", 350, side_by_side=64, is_costly=True, pool=30, evaluation=90),
-        _held_out(7, 136, "short", 1200, side_by_side=64, evaluation=50),
-        _held_out(8, 259, "short", 100),
-        _held_out(9, 212, "short", 80),
-        _held_out(10, 83, "short", 200),
-        _held_out(11, 241, "short", 1500, side_by_side=32, is_costly=True, pool=30, evaluation=170),
-        _noise(0, 5000, 40),
-        _noise(1, 5000, 40),
-        _noise(2, 5000, 40),
-        _noise(3, 5000, 40),
-        SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 100, side_by_side=512, microseconds=10),
-        SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 100, side_by_side=256, microseconds=20),
-        SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 30, is_costly=True, side_by_side=32, microseconds=700, evaluation=20),
-        SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 30, None, 16, True, 32, 500, 20),
-        SuiteTask(
-            "mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 30, is_costly=True, side_by_side=32, microseconds=1500, evaluation=160
+    _centred(
+        "standard",
+        (
+            _held_out(0, 816, "medium", 130),
+            _held_out(1, 315, "medium", 150, evaluation=15),
+            _held_out(2, 67, "short", 1100, side_by_side=32, evaluation=100),
+            _held_out(3, 870, "medium", 90, evaluation=5),
+            _held_out(4, 381, "noise", 200, side_by_side=64, evaluation=40),
+            _held_out(5, 228, "short", 750, side_by_side=32, evaluation=35),
+            _held_out(6, 1471, "noise", 250, side_by_side=64, is_costly=True, pool=30, evaluation=80),
+            _held_out(7, 136, "short", 1300, side_by_side=64, evaluation=35),
+            _held_out(8, 259, "short", 60),
+            _held_out(9, 212, "short", 50),
+            _held_out(10, 83, "short", 150, evaluation=4),
+            _held_out(11, 241, "short", 1300, side_by_side=32, is_costly=True, pool=30, evaluation=150),
+            _noise(0, 5000, 15),
+            _noise(1, 5000, 15),
+            _noise(2, 5000, 15),
+            _noise(3, 5000, 45),
+            SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 100, 3, side_by_side=512, microseconds=10),
+            SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 100, 3, side_by_side=256, microseconds=20),
+            SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 30, 3, None, None, True, 32, 800, 25),
+            SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 30, 3, None, 16, True, 32, 600, 10),
+            SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 30, 3, None, None, True, 32, 2100, 110),
+            SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 10, 3, None, None, True, 4, 7000, 1400),
+            SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 10, 3, None, 16, True, 4, 1700, 600),
+            SuiteTask(
+                "shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 10, 3, None, None, True, 3, 14500, 700, examples=1024
+            ),
         ),
-        SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 10, is_costly=True, side_by_side=4, microseconds=8000, evaluation=2000),
-        SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 10, None, 16, True, 4, 2500, 2000),
-        SuiteTask("shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 10, None, None, True, 3, 16000, 3500),
     ),
 )
 
@@ -266,7 +300,7 @@ FULL = dataclasses.replace(
     STANDARD,
     name="full",
     question="The same with three times the seeds, and everything tuned on every task: days of a core.",
-    tasks=tuple(dataclasses.replace(task, tuning=4 * task.tuning, reporting=30, pool=100, is_costly=False) for task in STANDARD.tasks),
+    tasks=tuple(dataclasses.replace(task, tuning=4 * task.tuning, reporting=30, pool=100, searching=10, is_costly=False) for task in STANDARD.tasks),
 )
 
 SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (SMOKE, QUICK, STANDARD, FULL)}

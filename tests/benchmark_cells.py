@@ -34,7 +34,7 @@ def make_suite(num_tasks: int = 3, tracks: tuple[str, ...] = ("momentum", "adamw
     """Tasks of all budgets; every second one scales its inputs."""
     budgets = ("short", "medium", "noise")
     tasks = tuple(
-        SuiteTask(f"task-{i}", "digits-mlp" if i % 2 else "digits-mlp-scaled", HORIZON, budgets[i % 3], 4, reporting, min(reporting, 10))  # type: ignore[arg-type]
+        SuiteTask(f"task-{i}", "digits-mlp" if i % 2 else "digits-mlp-scaled", HORIZON, budgets[i % 3], 4, reporting, 30, min(reporting, 10))  # type: ignore[arg-type]
         for i in range(num_tasks)
     )
     return Suite("synthetic", 1, "None.", tasks, tracks, ())
@@ -75,7 +75,7 @@ def make_cells(
                     )
             for i in range(num_points):
                 quality = generator.exponential(0.3) - 0.03
-                for role, count in (("tune", 4), ("report", task.pool)):
+                for role, count in (("tune", 4), ("report", task.searching)):
                     scores = (base[:count] if role == "report" else -1 + 0.1 * k) + quality + generator.normal(0, 0.02, count)
                     chosen = seeds[:count] + (500 if role == "tune" else 0)
                     yield (

@@ -21,7 +21,7 @@ LEFT_OUT = (*SLOW_RIVALS, "schedule-free", "prodigy", "normalised gradient", "ra
 
 def tiny_suite(num_tasks: int = 2, **options: object) -> Suite:
     sources = ("breast-cancer-mlp", "wine-mlp", "diabetes-mlp")[:num_tasks]
-    tasks = tuple(SuiteTask(name, name, 5, "short", 2, 3, 4, side_by_side=400) for name in sources)
+    tasks = tuple(SuiteTask(name, name, 5, "short", 2, 3, 4, 2, side_by_side=400) for name in sources)
     values = {"tracks": ("momentum",), "other_optimizers": (), "leaves_out": LEFT_OUT, "examples": 64} | options
     return Suite("tiny", 1, "For tests.", tasks, **values)  # type: ignore[arg-type]
 

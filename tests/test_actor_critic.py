@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from agents import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
 from agents.actor_critic import OnlineLearner
+from agents.schedules import constant
 from benchmarks import online
+from benchmarks.runner import Runner
 from lr_env import MDP, make_task
 from lr_env.mdp.actions import RateRange
+from lr_env.seeding import Role, role_seeds
 
 EAGER = ActorCriticConfig(actor_starts=0)
 RATES = RateRange(1e-3, 10.0, 0.1)
@@ -439,27 +444,50 @@ def test_other_features_run_too() -> None:
     assert np.isfinite(record.rates).all()
 
 
-def test_benchmark_writes_table_verdicts_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def fewer_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.baselines.GRID_POINTS", 3)
-    monkeypatch.setattr(online, "GRID_STARTS", {"sgd": 0.5, "adam": -2.0})
+    monkeypatch.setattr(online, "GRID_STARTS", {"sgd": 0.5, "adam": -2.0, "sps": -1.0})
+
+
+def test_benchmark_writes_table_verdicts_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer_cells(monkeypatch)
+    monkeypatch.setattr(online, "ProcessPoolExecutor", lambda *arguments: ThreadPoolExecutor(1))  # other processes would not see these changes
     options = online.Options("digits-logreg", horizon=6, trainings=2, tuning_trainings=2, num_examples=128, output=tmp_path)
-    rows = {name: online.run_job(name, options) for name in (online.ONLINE, online.BEST_CONSTANT)}
-    rows |= {name: rows[online.ONLINE] for name in online.VARIANTS if name not in rows}
-    rows |= {name: rows[online.ONLINE] | {"best": 1.0} for name in (online.POLYAK, online.ADAM)}
-    settings = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("processes", "output")}
-    (tmp_path / "results.json").write_text(json.dumps({"options": settings, "rows": rows}))
-    online.main(options)  # finds all jobs done
+    online.main(options)
     results = json.loads((tmp_path / "results.json").read_text())
-    table = {row["name"]: row for row in results["table"]}
-    assert len(table) == len(rows) + len(rows[online.BEST_CONSTANT]["grid"])
-    best = f"{online.BEST_CONSTANT} {rows[online.BEST_CONSTANT]['best']:.3g}"
-    expected = np.mean(rows[online.ONLINE]["scores"]) - np.mean(rows[online.BEST_CONSTANT]["scores"])
-    assert table[best]["difference"]["mean"] == pytest.approx(expected)
+    rows, table = results["rows"], {row["name"]: row for row in results["table"]}
+    assert set(rows) > {*online.VARIANTS, *online.BASELINES}
+    best = rows[online.BEST_CONSTANT]["best"]
+    report = Runner("digits-logreg", MDP(action="rate"), role_seeds(0, Role.REPORT, 2), 6, 128)
+    expected = report.run(constant(best).bind("sgd").controller).scores
+    assert rows[online.BEST_CONSTANT]["scores"] == pytest.approx(expected.tolist(), rel=1e-5)
+    found = table[f"{online.BEST_CONSTANT} {best:.3g}"]["difference"]["mean"]
+    assert found == pytest.approx(np.mean(rows[online.ONLINE]["scores"]) - expected.mean(), abs=1e-5)
+    assert rows[online.BEST_CONSTANT]["scores"] == rows[f"SGD, constant {best:.3g}"]["scores"]
     assert len(results["verdicts"]) == 4
     assert (tmp_path / "online.png").stat().st_size > 10_000
     assert online.ONLINE in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="other options"):
+    monkeypatch.setattr(online, "run_cell", lambda cell, options: pytest.fail("finished cells are not computed again"))
+    online.main(options)
+    with pytest.raises(SystemExit, match="is from a run with"):
         online.main(dataclasses.replace(options, horizon=7))
+
+
+def test_benchmark_extends_the_grid_and_leaves_cells_of_other_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer_cells(monkeypatch)
+    done: dict[online.Cell, dict[str, Any]] = {}
+    while cells := [cell for cell in online.wanted_cells(done) if cell not in done]:
+        done |= {cell: {"scores": [-math.log10(cell.point)] if cell.point else [0.0]} for cell in cells}  # the highest rate is the best
+    highest = {name: max(cell.point for cell in done if cell.name == name and cell.point) for name in online.BASELINES}
+    assert highest[online.POLYAK] == pytest.approx(1e3, rel=0.5)
+    assert highest[online.BEST_CONSTANT] == pytest.approx(100, rel=0.5)
+    assert {cell.point for cell in done if cell.name == online.ADAM and not cell.tunes} == {highest[online.ADAM]}
+    options, cell = online.Options(output=tmp_path), online.Cell(online.ONLINE)
+    monkeypatch.setattr(online, "run_cell", lambda cell, options: {"scores": [1.0]})
+    (tmp_path / cell.path).parent.mkdir()
+    with FileLock(tmp_path / f"{cell.path}.lock"), ThreadPoolExecutor(1) as other:
+        assert other.submit(online.find_cell, cell, options).result() is None
+    assert online.find_cell(cell, options) == {"scores": [1.0]}
 
 
 def test_verdicts_follow_the_intervals() -> None:

@@ -85,6 +85,26 @@ def test_files_enter_with_several_training_seeds(tmp_path: Path, code: Path) -> 
     assert identities[0] == found["first"].make.identity({"training_seed": 0}) != identities[1]
 
 
+def test_files_for_several_optimizers_enter_each_in_its_track(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{i}.safetensors", optimizer, i) for i, optimizer in enumerate(("momentum", "adamw", "momentum"))]
+    ppo = entered([f"ppo={','.join(map(str, files))}"])["ppo"]
+    assert ppo.points == {"momentum": ({"training_seed": 0}, {"training_seed": 2}), "adamw": ({"training_seed": 1},)}
+    sgd = save(tmp_path / "sgd.safetensors", "sgd")
+    with pytest.raises(ValueError, match="fits none of the tracks"):
+        enter([f"ppo={files[0]},{sgd}"], SUITE)
+
+
+def test_the_same_file_is_trained_once_whatever_its_contestant_is_called(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "first.safetensors"), save(tmp_path / "second.safetensors", seed=1)
+    found = entered([f"ppo={first},{second}", f"best={second}"])
+
+    def trainings(name: str, training_seed: int) -> str:
+        point = {"training_seed": training_seed}
+        return Cell("tiny-1", "momentum", TASK.name, TASK.setting, name, found[name].make.identity(point), "report", point, (1, 2)).trainings
+
+    assert trainings("ppo", 1) == trainings("best", 0) != trainings("ppo", 0)
+
+
 def test_a_model_of_stable_baselines_enters_with_its_decision_process(tmp_path: Path) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     from agents.sb3 import make_sb3_env
@@ -148,10 +168,26 @@ def test_all_rivals_make_controllers_at_all_their_points(suite) -> None:  # type
 
 
 def test_a_grid_has_15_points_a_third_of_a_decade_apart() -> None:
-    grid = Grid("rate", -4, (1e-5, 1e1), ({"shape": "constant"},))
+    grid = Grid("rate", -4, (1e-5, 1e1), choices=({"shape": "constant"},))
     rates = [point["rate"] for point in grid.points(TASK)]
     np.testing.assert_allclose(np.diff(np.log10(rates)), 1 / 3, atol=1e-5)
     assert (len(rates), rates[0]) == (15, 1e-4)
+
+
+def test_a_grid_lies_about_the_centres_of_its_tasks_within_the_limits() -> None:
+    grid = Grid("rate", -4, (1e-5, 1e1), "momentum")
+
+    def ends(*centres: float) -> tuple[float, float]:
+        tasks = [dataclasses.replace(TASK, centres={"momentum": centre, "adamw": -5.0}) for centre in centres]
+        indices = grid.indices(tasks)
+        assert indices == list(range(indices[0], indices[0] + 15))
+        return tuple(np.log10(grid.point({}, indices[i])["rate"]).round(3) for i in (0, -1))  # type: ignore[return-value]
+
+    assert ends(-2.0) == (-4.333, 0.333)
+    assert ends(-4.666667) == (-5.0, -0.333)  # not below the lowest rate that controllers may choose
+    assert ends(0.0) == (-3.667, 1.0)
+    assert ends(-1.0, -2.0, 0.0) == ends(-1.0)
+    assert grid.indices([TASK]) == list(range(15))
 
 
 def test_a_grid_grows_at_its_edges_up_to_the_limits() -> None:

@@ -13,10 +13,10 @@ from lr_env.tasks.datasets import is_available
 from lr_env.tasks.families import SMALL, SMALL_HELD_OUT
 
 DIGESTS = {
-    "smoke": "ce19c84066095b6eeebd2ef16de3ce168d472bb4161bcb6a2b5f6c9089cfb764",
-    "quick": "23c1512c398cc6c8ed3a2c84a4ce7726bc55f2e6bd52dfb850dada4029d8f3fe",
-    "standard": "f9e0bdfe4644a8f59f8e5d03e4e188dfd2cc3a3374933ab75b018efe501abbef",
-    "full": "cbb0203197a82ccd84da94758237bc55b6bdd48b4e8caf36d56e3f24919c6f1b",
+    "smoke": "d9bd0a10d287df1df60b4915e756e2b28d94124ee5e1d02d5f0fb89a99b85162",
+    "quick": "49388d882522c4da750b9fe3cec2c2178f6a015f8285818c587f6c0c53b1f32e",
+    "standard": "4bc0b026875c6602cd91cc6508a4b327ba0c4552882ffb64d9919193a357ab53",
+    "full": "9bba56abefb97ed0ffc71277761c57e362209d2d4cac2c98edaae7c345201a28",
 }
 """A suite never changes: what would change one is a new version, with a new digest beside the old one's results."""
 
@@ -44,7 +44,7 @@ def test_tasks_are_what_they_are_called(suite: Suite) -> None:
         assert task.budget == ("noise" if is_noisy else "short" if task.horizon < 300 else "medium"), task.name
         assert family.optimizers == (None,)
         assert task.tuning >= 1
-        assert task.reporting >= 2
+        assert 2 <= task.searching <= task.reporting
 
 
 def test_the_standard_suite_is_held_out_and_large_enough() -> None:
@@ -76,7 +76,7 @@ def test_what_matters_changes_the_digest_and_what_does_not_leaves_it() -> None:
 
 
 def test_numbers_of_reported_trainings_can_be_chosen() -> None:
-    assert {task.reporting for task in QUICK.with_reporting(4).tasks} == {4}
+    assert {(task.reporting, task.searching) for task in QUICK.with_reporting(3).tasks} == {(3, 3)}
     assert QUICK.with_reporting(None) is QUICK
     with pytest.raises(ValueError, match="At least 2 seeds"):
         QUICK.with_reporting(1)
@@ -91,3 +91,16 @@ def test_every_suite_has_the_rivals_that_scores_need() -> None:
     for suite in SUITES.values():
         names = {contestant.name for contestant in enter([], suite)}
         assert names >= {"constant (shared)", "cosine (shared)", "tuned per task", "SPS", "default rate", "random search", "random policy"}
+
+
+def test_grids_are_centred_where_a_range_test_was_made() -> None:
+    for suite in (QUICK, STANDARD):
+        for task in suite.tasks:
+            assert set(task.centres) == {*suite.tracks, *suite.other_optimizers}
+    moved = dataclasses.replace(QUICK.tasks[0], centres={"momentum": 0.0})
+    assert dataclasses.replace(QUICK, tasks=(moved, *QUICK.tasks[1:])).digest != QUICK.digest
+
+
+def test_a_task_may_have_its_own_number_of_examples() -> None:
+    assert {STANDARD.examples_of(task) for task in STANDARD.tasks} == {4096, 1024}
+    assert [task.name for task in STANDARD.tasks if STANDARD.examples_of(task) == 1024] == ["shakespeare-transformer"]
