@@ -9,8 +9,10 @@ Each controller runs on trainings of every task, paired (same weights, same data
 Losses and metrics are taken over fixed examples of each split (``--examples``, drawn once, the same for all trainings), as whole splits of
 55,000 images would cost more than the trainings. The loss is that of the training split.
 
-All runs are kept in ``results.json`` of the output: a killed benchmark goes on where it stopped, and another controller or task costs its
-own runs alone. After a change of the code choose another output.
+All runs are kept in the output, one file for each task: a killed benchmark goes on where it stopped, and another controller or task costs its
+own runs alone. Several processes may share an output if their tasks differ (``--tasks mnist-cnn``, ``--tasks small-heldout/3``), and files of
+outputs with the same setting may be copied together: a last run of all tasks needs only what the rivals that tasks share add. It
+prints the tables and writes them as ``tables.md``. After a change of the code choose another output.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.baselines import GRID_STARTS, GRID_STEP, RunnerCache, extended_search, grid, polyak, rate_limits, schedule_shapes
+from benchmarks.report.tables import Column as ReadmeColumn
+from benchmarks.report.tables import Table as ReadmeTable
 from benchmarks.statistics import Difference, paired_difference
 from benchmarks.terminal import make_console
 from lr_env import __version__
@@ -75,7 +79,7 @@ class Options:
     replace_optimizer: bool = False
     """Run controllers of other optimizers too, with this one in place of their own."""
     tasks: tuple[str, ...] = TASKS
-    """Names of tasks and families; of a family, each variant is a task."""
+    """Names of tasks and families; of a family, each variant is a task, of which FAMILY/INDEX is one."""
     horizons: tuple[str, ...] = ("mnist-cnn=200", "fashion-cnn=400", "shakespeare-transformer=200")
     """SGD steps as NAME=STEPS; other tasks have their own horizons."""
     trainings: int = 16
@@ -149,39 +153,40 @@ class Contestant:
 
 
 class Records:
-    """All runs so far, in a file.
+    """All runs so far, in a file for each task.
 
     Args:
-        path: The file; what it holds is taken over.
+        folder: Where the files are; what they hold is taken over.
         setting: What all runs depend on, JSON-ready.
-
-    Raises:
-        ValueError: If the file holds runs of another setting.
     """
 
-    def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
-        self.path = path
-        self.data: dict[str, Any] = {"setting": dict(setting), "tasks": {}}
-        if path.exists():
-            found = json.loads(path.read_text())
-            different = [name for name in setting if found["setting"].get(name) != setting[name]]
-            if different:
-                listing = ", ".join(f"{name}={found['setting'].get(name)!r}" for name in different)
-                raise ValueError(f"{path} was begun with {listing}. Go on with the same, or choose another --output.")
-            self.data = found
+    def __init__(self, folder: Path, setting: Mapping[str, Any]) -> None:
+        self.folder, self.setting = folder, dict(setting)
+        self._records: dict[str, dict[str, Any]] = {}
 
     def of(self, subject: Subject) -> dict[str, Any]:
-        """What is known of a task: ``tuning``, ``{shape: {point: …}}``, and ``reports``, ``{run: …}``."""
-        empty = {"tuning": {}, "reports": {}, "seconds": 0.0}
-        record: dict[str, Any] = self.data["tasks"].setdefault(subject.name, empty)
-        return record
+        """What is known of a task: ``tuning``, ``{shape: {point: …}}``, and ``reports``, ``{run: …}``.
 
-    def save(self) -> None:
-        """Writes the file, beside and then moved, so that a kill leaves a whole one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        beside.write_text(json.dumps(self.data, indent=1) + "\n")
-        beside.replace(self.path)
+        Raises:
+            ValueError: If its file holds runs of another setting.
+        """
+        if subject.name not in self._records:
+            record = {"setting": self.setting, "tuning": {}, "reports": {}, "seconds": 0.0}
+            if (path := self._path(subject)).exists():
+                record = json.loads(path.read_text())
+                different = [name for name in self.setting if record["setting"].get(name) != self.setting[name]]
+                if different:
+                    listing = ", ".join(f"{name}={record['setting'].get(name)!r}" for name in different)
+                    raise ValueError(f"{path} was begun with {listing}. Go on with the same, or choose another --output.")
+            self._records[subject.name] = record
+        return self._records[subject.name]
+
+    def save(self, subject: Subject) -> None:
+        """Writes what is known of a task."""
+        write_json(self._path(subject), self.of(subject))
+
+    def _path(self, subject: Subject) -> Path:
+        return self.folder / f"{subject.name.replace('/', '-')}.json"
 
 
 class Transfer:
@@ -213,7 +218,9 @@ class Transfer:
         for name in ("trainings", "costly_trainings", "tuning_trainings", "costly_tuning_trainings", "full_grid"):
             setting[name] = getattr(options, name)
         setting |= {"horizons": list(options.horizons), "versions": {"lr_env": __version__, "torch": torch.__version__}}
-        self.records = Records(options.output / "results.json", setting)
+        self.records = Records(options.output / "tasks", setting)
+        for subject in self.subjects:
+            self.records.of(subject)
         self._tuning: tuple[str, list[RunnerCache]] | None = None
         self._bar: tqdm[Any] | None = None
 
@@ -231,8 +238,8 @@ class Transfer:
                 self._report_all(subject, choices[subject.name])
                 self._bar.update()
         summary = self.summarise(choices)
-        self.records.data["summary"] = summary
-        self.records.save()
+        write_json(self.path, {"setting": self.records.setting, **summary})
+        self.path.with_name("tables.md").write_text(make_markdown(summary))
         return summary
 
     def tune(self, subject: Subject) -> tuple[str, float]:
@@ -259,7 +266,7 @@ class Transfer:
             result = _run(self._tuning[1], self._make(subject, shape, point))
             known[repr(point)] = {"score": float(np.mean(result["scores"])), "diverged": float(np.mean(result["diverged"]))}
             record["seconds"] += time.process_time() - start
-            self.records.save()
+            self.records.save(subject)
         return float(known[repr(point)]["score"])
 
     def summarise(self, choices: Mapping[str, Mapping[str, tuple[str, float]]]) -> dict[str, Any]:
@@ -328,7 +335,7 @@ class Transfer:
                 runners, mdp = self._runners(subject, Role.REPORT), bound.mdp
             record["reports"][key] = _run(runners, bound)
             record["seconds"] += time.process_time() - start
-            self.records.save()
+            self.records.save(subject)
 
     def _tune_shared(self, shape: str) -> float:
         """The one point that is best on average over all tasks; the grid is extended on all of them."""
@@ -349,6 +356,16 @@ class Transfer:
         options = {"horizon": subject.horizon, "num_examples": self.options.examples, "tests": role == Role.REPORT}
         parts = (seeds[start : start + subject.side_by_side] for start in range(0, len(seeds), subject.side_by_side))
         return [RunnerCache(subject.family, part, **options) for part in parts]
+
+    @property
+    def path(self) -> Path:
+        """Of the results."""
+        return self.options.output / "results.json"
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds that the runs of all tasks took."""
+        return sum(float(self.records.of(subject)["seconds"]) for subject in self.subjects)
 
     @property
     def _rates(self) -> list[float]:
@@ -391,7 +408,8 @@ def find_subjects(options: Options) -> list[Subject]:
     Raises:
         ValueError: If a name is unknown, data are missing, or a variant has an optimizer of its own.
     """
-    missing = sorted({data_set for name in options.tasks for data_set in task_data_sets(name) if not is_available(data_set)})
+    names = dict.fromkeys(name.partition("/")[0] for name in options.tasks)
+    missing = sorted({data_set for name in names for data_set in task_data_sets(name) if not is_available(data_set)})
     if missing:
         raise ValueError(
             f"The data of some tasks are not at hand: {', '.join(missing)}. Set LR_ENV_DATA to their folder, download them by "
@@ -405,10 +423,17 @@ def find_subjects(options: Options) -> list[Subject]:
             raise ValueError(f"The horizon of {name} must be an integer >= 1, but {steps!r} was given.")
         horizons[name] = int(steps)
     subjects = []
-    for group in dict.fromkeys(options.tasks):
+    for group in names:
         whole = find_family(group)
-        for index, task in enumerate(whole.variants):
-            name = group if whole.num_variants == 1 else f"{group}/{index}"
+        variants = [group] if whole.num_variants == 1 else [f"{group}/{index}" for index in range(whole.num_variants)]
+        for name in options.tasks:
+            if name.startswith(f"{group}/") and name not in variants:
+                raise ValueError(
+                    f"{group} has {whole.num_variants} variants, but {name!r} was given. Pass one of {', '.join(variants)}, or {group} for all."
+                )
+        for index, (name, task) in enumerate(zip(variants, whole.variants, strict=True)):
+            if group not in options.tasks and name not in options.tasks:
+                continue
             if whole.optimizers[index] is not None:
                 raise ValueError(f"{name} has an optimizer of its own, {whole.optimizers[index]!r}. Leave it out of --tasks.")
             counts = (options.trainings, options.tuning_trainings, SIDE_BY_SIDE)
@@ -455,6 +480,24 @@ def make_tables(summary: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def make_markdown(summary: Mapping[str, Any]) -> str:
+    """Two tables for a README: mean scores of rivals and controllers, and mean differences over tasks."""
+    names = tuple(summary["controllers"])
+    columns = tuple(ReadmeColumn(name) for name in ("Task", "steps", *RIVALS, *names))
+    rows = [
+        (task, f"{row['horizon']:,}", *(_score(each) for each in (*row["rivals"].values(), *row["controllers"].values())))
+        for task, row in summary["tasks"].items()
+    ]
+    scores = ReadmeTable("scores", "", columns, tuple(rows))
+    columns = tuple(ReadmeColumn(name) for name in ("Mean over tasks of controller − rival [95 % interval over tasks]", *RIVALS))
+    rows = [
+        (f"{name}; {group}", *(_interval(means[name]["differences"][rival]) for rival in RIVALS))
+        for name in names
+        for group, means in summary["means"].items()
+    ]
+    return "\n".join(table.to_markdown() for table in (scores, ReadmeTable("means", "", columns, tuple(rows))))
+
+
 def main(options: Options) -> None:
     """Runs the benchmark, prints the tables and writes the results."""
     torch.set_num_threads(1)
@@ -463,8 +506,15 @@ def main(options: Options) -> None:
     console = make_console()
     for table in make_tables(summary):
         console.print(table)
-    seconds = sum(record["seconds"] for record in transfer.records.data["tasks"].values())
-    console.print(f"{seconds:,.0f} CPU seconds in all. Written to {transfer.records.path}")
+    console.print(f"{transfer.seconds:,.0f} CPU seconds in all. Written to {transfer.path}")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a file, beside and then moved, so that a kill leaves a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside.write_text(json.dumps(data, indent=1) + "\n")
+    beside.replace(path)
 
 
 def _rival_key(shape: str, point: float) -> str:
@@ -541,6 +591,10 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     return [f"{entry['score']:+.3f}", *(_interval(entry["differences"][rival]) for rival in RIVALS), f"{entry['diverged']:.0%}"]
+
+
+def _score(entry: Mapping[str, Any]) -> str:
+    return f"{entry['score']:+.3f}" + (f" ({entry['diverged']:.0%} diverged)" if entry["diverged"] else "")
 
 
 def _interval(difference: Mapping[str, float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> transfer.Transfer:
     return benchmark
 
 
+def results(benchmark: transfer.Transfer) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(benchmark.path.read_text())
+    return found
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], MDP]]:
     """Seeds and decision processes of all runs, whose trainings are replaced: the mean score of a schedule is lowest at 10^-2."""
@@ -76,7 +82,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], MDP]]:
 
 
 def test_tables_hold_what_single_runs_give(finished: transfer.Transfer) -> None:
-    summary = json.loads((finished.options.output / "results.json").read_text())["summary"]
+    summary = results(finished)
     assert list(summary["tasks"]) == [TASK, f"{FAMILY}/0", f"{FAMILY}/1"]
     row = summary["tasks"][TASK]
     assert (row["horizon"], row["trainings"], row["metric"]) == (6, 3, "accuracy")
@@ -105,13 +111,21 @@ def test_prints_tables(finished: transfer.Transfer, capsys: pytest.CaptureFixtur
     transfer.main(finished.options)
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("first, untouched", f"{FAMILY}/1", "Mean: all tasks", "first × 0.01", "Rivals", "accuracy"))
-    table = transfer.make_tables(finished.records.data["summary"])[0]
-    difference = finished.records.data["summary"]["tasks"][TASK]["controllers"]["first"]["differences"][transfer.TUNED]
+    table = transfer.make_tables(results(finished))[0]
+    difference = results(finished)["tasks"][TASK]["controllers"]["first"]["differences"][transfer.TUNED]
     assert next(iter(table.columns[3].cells)) == f"{difference['mean']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+    text = finished.path.with_name("tables.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert rows[0] == ["Task", "steps", *transfer.RIVALS, "first"]
+    assert [row[0] for row in rows[2:5]] == [TASK, f"{FAMILY}/0", f"{FAMILY}/1"]
+    row = results(finished)["tasks"][TASK]
+    assert rows[2][1:3] == ["6", f"{row['rivals'][transfer.SHARED]['score']:+.3f}"]
+    assert rows[2][5].startswith(f"{row['controllers']['first']['score']:+.3f}")
+    assert [row[0] for row in rows[-2:]] == ["first; all tasks", f"first; {FAMILY}"]
 
 
 def test_means_are_those_over_tasks(finished: transfer.Transfer) -> None:
-    summary = finished.records.data["summary"]
+    summary = results(finished)
     for group, names in (("all tasks", list(summary["tasks"])), (FAMILY, [f"{FAMILY}/0", f"{FAMILY}/1"])):
         for rival in transfer.RIVALS:
             expected = np.mean([summary["tasks"][name]["controllers"]["first"]["differences"][rival]["mean"] for name in names])
@@ -120,7 +134,8 @@ def test_means_are_those_over_tasks(finished: transfer.Transfer) -> None:
 
 
 def test_rivals_are_the_best_of_the_grid(finished: transfer.Transfer) -> None:
-    tasks, rivals = finished.records.data["tasks"], finished.records.data["summary"]["tasks"][TASK]["rivals"]
+    tasks = {subject.name: finished.records.of(subject) for subject in finished.subjects}
+    rivals = results(finished)["tasks"][TASK]["rivals"]
     tuned = tasks[TASK]["tuning"]
     assert len(tuned["constant"]) >= 15 and len(tuned["SPS"]) >= 15
     scores = {(name, float(rate)): entry["score"] for name in ("constant", "cosine", "step") for rate, entry in tuned[name].items()}
@@ -172,12 +187,24 @@ def test_resumes_a_killed_run_and_adds_controllers(
     assert set(summary["tasks"][TASK]["controllers"]) == {"first", "second"}
 
 
+def test_tasks_run_apart_and_are_put_together(options: transfer.Options, runs: list[tuple[list[int], MDP]], tmp_path: Path) -> None:
+    whole = transfer.Transfer(dataclasses.replace(options, output=tmp_path / "whole")).run()
+    names, together = list(whole["tasks"]), tmp_path / "together"
+    for name in names:
+        apart = transfer.Transfer(dataclasses.replace(options, tasks=(name,), output=tmp_path / name))
+        assert list(apart.run()["tasks"]) == [name]
+        shutil.copytree(tmp_path / name / "tasks", together / "tasks", dirs_exist_ok=True)
+    runs.clear()
+    assert transfer.Transfer(dataclasses.replace(options, output=together)).run() == whole
+    assert len(runs) <= 2 * len(names)  # rivals at the points that the tasks share
+
+
 def test_full_grid_and_costly_models(options: transfer.Options, runs: list[tuple[list[int], MDP]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "_is_perceptron", lambda task: False)
     changed = dataclasses.replace(options, tasks=(TASK,), starts_on=(), costly_trainings=5, costly_tuning_trainings=1, full_grid=True)
     benchmark = transfer.Transfer(changed)
     summary = benchmark.run()
-    record = benchmark.records.data["tasks"][TASK]
+    record = benchmark.records.of(benchmark.subjects[0])
     assert len(record["tuning"]["cosine"]) == 15
     assert summary["tasks"][TASK]["trainings"] == 5
     assert max(len(seeds) for seeds, _ in runs) == transfer.COSTLY_SIDE_BY_SIDE
@@ -212,6 +239,7 @@ def test_evaluates_a_fixed_subset() -> None:
         ({"controllers": ("a=x", "a=y")}, "given twice"),
         ({"tasks": ("tiny-transfr",)}, "Did you mean 'tiny-transfer'"),
         ({"tasks": ()}, "At least one task"),
+        ({"tasks": (f"{FAMILY}/2",)}, f"{FAMILY} has 2 variants, but '{FAMILY}/2' was given. Pass one of {FAMILY}/0"),
         ({"starts_on": ("mnist",)}, "task of starts_on"),
         ({"horizons": ("digits-mlp=none",)}, "horizon of digits-mlp"),
         ({"trainings": 1}, "trainings must be at least 2"),
@@ -222,7 +250,8 @@ def test_evaluates_a_fixed_subset() -> None:
     ],
 )
 def test_refuses(options: transfer.Options, changes: dict[str, Any], message: str) -> None:
-    transfer.Transfer(options).records.save()
+    begun = transfer.Transfer(options)
+    begun.records.save(begun.subjects[0])
     with pytest.raises(ValueError, match=message):
         transfer.Transfer(dataclasses.replace(options, **changes))
 
