@@ -31,7 +31,7 @@ PRETRAINED = "pretrained"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 RETURNS_IN_A_ROW = 10
 """After so many, the circuit breaker takes a high loss for the new level."""
@@ -268,8 +268,7 @@ class ControllerLR(LRScheduler):
                 self._go_back(self._breaker)
                 return
             is_finite = bool(np.isfinite(signals).all())
-            if is_finite:
-                self._signals.keep()
+            self._signals.keep(is_finite)
         if is_finite:
             self._decide(signals)
         else:

@@ -200,7 +200,8 @@ GROUPS_OF_OPTIMIZERS: dict[str, Make] = {
 
 def _limit_pieces(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     """Makes models of more elements large."""
-    for name, value in (("ELEMENTS_OF_SMALL_MODEL", elements), ("ELEMENTS_PER_PIECE", elements), ("ELEMENTS_TO_COPY", 4)):
+    limits = {"ELEMENTS_OF_SMALL_MODEL": elements, "ELEMENTS_PER_PIECE": elements, "ELEMENTS_PER_CHUNK": max(elements // 2, 3), "ELEMENTS_TO_COPY": 4}
+    for name, value in limits.items():
         monkeypatch.setattr(torch_directions, name, value)
 
 

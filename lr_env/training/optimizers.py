@@ -36,7 +36,7 @@ class Optimizer(Protocol):
         ...
 
     def directions(
-        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The directions, and the next state.
 
@@ -44,7 +44,7 @@ class Optimizer(Protocol):
             gradients: ``(N, P)``.
             parameters: The weights at which the gradients were taken, ``(N, P)``.
             state: As :meth:`initial_state` or the last call returned it.
-            steps: The number of this step, counted from 1, ``(N, 1)``.
+            steps: The number of this step, counted from 1, ``(N, 1)``, or one for all.
             momentum: Replaces the momentum or β₁ of this step, ``(N, 1)`` or ``(N, P)``; None for the optimizer's own.
 
         Returns:
@@ -90,7 +90,7 @@ class StackedOptimizer(ABC):
         """State tensors, all zero, shaped like ``parameters (N, P)``."""
 
     def directions(
-        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None
+        self, gradients: Tensor, parameters: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Optimizer`."""
         if momentum is not None and not self.has_momentum:
@@ -114,7 +114,7 @@ class StackedOptimizer(ABC):
     def _constant_momentum(self) -> float | None: ...
 
     @abstractmethod
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Directions and the next state; the momentum is a number (0 where there is none), or float64 ``(N, 1)`` or ``(N, P)``."""
 
 
@@ -138,7 +138,7 @@ class SGD(StackedOptimizer):
     def _constant_momentum(self) -> float | None:
         return self.momentum
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.has_momentum:
             return gradients, {}
         velocity = _accumulated(gradients, state["momentum"], momentum)
@@ -164,7 +164,7 @@ class AdaGrad(StackedOptimizer):
     def _constant_momentum(self) -> float | None:
         return None
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         squares = state["sum_of_squares"].addcmul(gradients, gradients)
         accumulator = squares + self.initial_accumulator if self.initial_accumulator else squares
         return gradients / (accumulator.sqrt() + self.epsilon), {"sum_of_squares": squares}
@@ -191,7 +191,7 @@ class RMSprop(StackedOptimizer):
     def _constant_momentum(self) -> float | None:
         return self.momentum
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         variance = second = _averaged_squares(state["second_moment"], gradients, self.smoothing)
         following = {"second_moment": second}
         if self.centered:
@@ -219,10 +219,10 @@ class Adam(StackedOptimizer):
     def _constant_momentum(self) -> float:
         return self.beta1
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        count = steps.double()  # a float32 power would lose the digits of 1 − β₂ᵗ
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        count = _count(steps)
         denominator, following = self._moments(gradients, state, count, momentum)
-        correction = (1 - momentum**count).to(gradients.dtype)  # (N, 1), or as the momentum
+        correction = _typed(1 - momentum**count, gradients)  # (N, 1), or as the momentum
         return (following["first_moment"] / denominator).div_(correction), following
 
     def stepped(self, parameters: Tensor, rates: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: Tensor | None = None) -> Tensor:
@@ -247,15 +247,19 @@ class Adam(StackedOptimizer):
         scaled = state["first_moment"] * -step_sizes.to(parameters.dtype)
         return parameters.addcdiv(scaled, self._denominator(state["second_moment"], count))
 
-    def _moments(self, gradients: Tensor, state: dict[str, Tensor], count: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _moments(
+        self, gradients: Tensor, state: dict[str, Tensor], count: Tensor | float, momentum: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """``√v̂ + ε``, and the next moments, at step ``count (N, 1)``, float64."""
         first = _averaged(state["first_moment"], gradients, momentum)
         second = _averaged_squares(state["second_moment"], gradients, self.beta2)
         return self._denominator(second, count), {"first_moment": first, "second_moment": second}
 
-    def _denominator(self, second: Tensor, count: Tensor) -> Tensor:
+    def _denominator(self, second: Tensor, count: Tensor | float) -> Tensor:
         """``√v̂ + ε``."""
-        return second.sqrt().div_((1 - self.beta2**count).sqrt().to(second.dtype)).add_(self.epsilon)
+        correction = 1 - self.beta2**count
+        root = correction.sqrt() if isinstance(correction, Tensor) else math.sqrt(correction)
+        return second.sqrt().div_(_typed(root, second)).add_(self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,15 +285,15 @@ class NAdamW(AdamW):
         """As Adam's, and ``"bias_correction" (N, P)``: ``1 − μ_1 ⋯ μ_t``, which β₁ may make different for each parameter."""
         return {**super().initial_state(parameters), "bias_correction": torch.zeros_like(parameters)}
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        count = steps.double()
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        count = _count(steps)
         denominator, following = self._moments(gradients, state, count, momentum)
         mu, mu_next = (momentum * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (count, count + 1))
         ones = torch.ones_like(gradients)
         correction = following["bias_correction"] = _averaged(state["bias_correction"], ones, mu)  # 1 − μ (1 − c) = μ c + (1 − μ)
         correction_next = _averaged(correction, ones, mu_next)
-        part_of_gradient = (1 - mu).to(gradients.dtype) * gradients / correction
-        part_of_momentum = mu_next.to(gradients.dtype) * following["first_moment"] / correction_next
+        part_of_gradient = _typed(1 - mu, gradients) * gradients / correction
+        part_of_momentum = _typed(mu_next, gradients) * following["first_moment"] / correction_next
         return (part_of_gradient + part_of_momentum) / denominator, following
 
 
@@ -310,25 +314,34 @@ class Lion(StackedOptimizer):
     def _constant_momentum(self) -> float:
         return self.beta1
 
-    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rule(self, gradients: Tensor, state: dict[str, Tensor], steps: Tensor | int, momentum: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         average = state["first_moment"]
         return _averaged(average, gradients, momentum).sign(), {"first_moment": _averaged(average, gradients, self.beta2)}
 
 
 def _accumulated(values: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
     """``x + μ m``, rounded as ``torch.optim`` does: twice."""
-    return (average * (momentum.to(values.dtype) if isinstance(momentum, Tensor) else momentum)).add_(values)
+    return (average * _typed(momentum, values)).add_(values)
 
 
 def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
     """``β m + (1 − β) x``."""
-    weight = 1 - beta
-    return average.lerp(values, weight.to(values.dtype) if isinstance(weight, Tensor) else weight)
+    return average.lerp(values, _typed(1 - beta, values))
 
 
 def _averaged_squares(average: Tensor, values: Tensor, beta: float) -> Tensor:
     """``β v + (1 − β) x²``, rounded as ``torch.optim`` does."""
     return (average * beta).addcmul_(values, values, value=1 - beta)
+
+
+def _count(steps: Tensor | int) -> Tensor | float:
+    """In float64: a float32 power would lose the digits of 1 − β₂ᵗ."""
+    return steps.double() if isinstance(steps, Tensor) else float(steps)
+
+
+def _typed(value: Tensor | float, like: Tensor) -> Any:
+    """Of the type of another; a number is by what it multiplies."""
+    return value.to(like.dtype) if isinstance(value, Tensor) else value
 
 
 def _is_finite(value: object) -> bool:

@@ -1,8 +1,8 @@
 """Signals of one training of somebody else's: a model's parameters under an optimizer of ``torch.optim``, which are only read.
 
 A small model is measured on flat vectors ``(1, P)`` by the population's own functions, so that the numbers have the bits that they have
-there. A large one is measured piece by piece, each for a moment in the cache, by scalar products: where the direction is a sum of vectors that
-exist already, as SGD's, without making it.
+there. A large one is measured in a single pass, chunk by chunk, each for a moment in the cache, by scalar products: where the direction is a sum
+of vectors that exist already, as SGD's, without making it. The same pass stores the gradient for the next step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
@@ -29,8 +30,11 @@ ParameterGroup: TypeAlias = Mapping[str, Any]
 ELEMENTS_OF_SMALL_MODEL = 2**18
 """In larger models sums are rounded otherwise than in the environment."""
 
-ELEMENTS_PER_PIECE = 2**18
-"""Elements of a large model that are looked at together."""
+ELEMENTS_PER_PIECE = 2**20
+"""Elements of a large model whose optimizer's state is looked up together."""
+
+ELEMENTS_PER_CHUNK = 2**16
+"""Elements of a piece, of which all products are taken before the next ones': a few vectors of them stay in a core's cache."""
 
 ELEMENTS_TO_COPY = 2**13
 """Smaller parameters are copied, to be looked at together with others."""
@@ -122,6 +126,25 @@ class Piece:
         return (joined if self.inner is None else joined[self.inner]).to(like).unsqueeze(0)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The directions of a piece, ``a g + b w + c q``, with gradients g, weights w, and q that is made for a chunk at a time.
+
+    Attributes:
+        of_gradients: a.
+        of_weights: b.
+        of_made: c.
+        sources: Of what q is made, each ``(1, p)``.
+        make: Gives q of a chunk, from its gradients and sources; it may lie in memory that is used again. None where q is the only source.
+    """
+
+    of_gradients: float
+    of_weights: float
+    of_made: float
+    sources: Sequence[Tensor]
+    make: Callable[..., Tensor] | None = None
+
+
 class Directions:
     """What ``optimizer.step()`` is about to subtract at unit rate; the optimizer stays as it is.
 
@@ -145,6 +168,7 @@ class Directions:
         self._made: dict[tuple[Any, ...], StackedOptimizer] = {}
         self._names: dict[StackedOptimizer, list[str]] = {}
         self._memory: Tensor | None = None
+        self._number: float | None = None
         self.rules = [self._rule(group) for group in optimizer.param_groups]
 
     def begin(self, ratios: Sequence[float], factor: Tensor | None) -> None:
@@ -155,64 +179,47 @@ class Directions:
             factor: On the gradients, ``(1, 1)``; None for 1.
         """
         self.rules = [self._rule(group) for group in self._optimizer.param_groups]
-        self._ratios, self._factor = ratios, factor
+        self._ratios, self._factor, self._number = ratios, factor, None
 
-    def terms(self, piece: Piece, gradients: Tensor, weights: Tensor) -> list[tuple[float, Tensor]] | None:
-        """The directions of a piece as a sum of multiples of few vectors; None where that is not known.
-
-        They hold until the next call.
-
-        Args:
-            piece: The piece.
-            gradients: Its gradients ``(1, p)``.
-            weights: Its weights ``(1, p)``.
-        """
+    def terms(self, piece: Piece, gradients: Tensor) -> Terms | None:
+        """The directions of a piece with gradients ``(1, p)``; None where they are not known as a sum."""
         rule, parameters = self.rules[piece.group], [self._parameters[i] for i in piece.parameters]
         states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
-        is_even = all(state.keys() == states[0].keys() for state in states)
-        if not is_even or any(parameter.grad is None for parameter in parameters):
+        if any(state.keys() != states[0].keys() for state in states) or any(parameter.grad is None for parameter in parameters):
             return None
-        factor = 1.0 if self._factor is None else self._factor.item()
+        if self._factor is not None and self._number is None:
+            self._number = self._factor.item()
+        factor, scale = 1.0 if self._number is None else self._number, self._ratios[piece.group]
         if isinstance(rule, SGD):
-            return self._terms_of_sgd(rule, piece, factor, gradients, weights, [state.get("momentum_buffer") for state in states])
+            # s (g + λ w + μ m), or with Nesterov's momentum s ((1 + μ) (g + λ w) + μ² m), where s is the group's ratio.
+            momentum = rule.momentum or 0.0
+            of_gradients, of_buffer = (scale * (1 + momentum), scale * momentum**2) if rule.nesterov else (scale, scale * momentum)
+            buffers = [buffer for state in states if (buffer := state.get("momentum_buffer")) is not None] if momentum else []
+            sources = [piece.of(buffers, gradients)] if buffers else []
+            return Terms(of_gradients * factor, of_gradients * rule.weight_decay, of_buffer if sources else 0.0, sources)
         steps = {int(state.get("step", 0)) for state in states}
-        if type(rule) not in (Adam, AdamW) or len(steps) > 1 or (rule.weight_decay and not rule.is_decoupled):
+        is_adam = type(rule) in (Adam, AdamW) and (rule.is_decoupled or not rule.weight_decay)
+        if not is_adam or len(steps) > 1 or "exp_avg" not in states[0]:
             return None
         assert isinstance(rule, Adam)
-        return self._terms_of_adam(rule, piece, steps.pop() + 1, gradients if factor == 1 else gradients * factor, weights, states)
+        if rule.beta1 == 0 or rule.beta2 == 0:
+            return None
+        moments = [piece.of([state[name] for state in states], gradients) for name in _MOMENTS.values()]
+        return self._terms_of_adam(rule, steps.pop() + 1, scale, factor, moments)
 
-    def _terms_of_sgd(
-        self, rule: SGD, piece: Piece, factor: float, gradients: Tensor, weights: Tensor, buffers: Sequence[Tensor | None]
-    ) -> list[tuple[float, Tensor]]:
-        """``s (g + λ w + μ m)``, or with Nesterov's momentum ``s ((1 + μ) (g + λ w) + μ² m)``, where s is the group's ratio."""
-        scale, momentum = self._ratios[piece.group], rule.momentum or 0.0
-        of_gradient, of_buffer = (scale * (1 + momentum), scale * momentum**2) if rule.nesterov else (scale, scale * momentum)
-        terms = [(of_gradient * factor, gradients)]
-        if rule.weight_decay:
-            terms.append((of_gradient * rule.weight_decay, weights))
-        if momentum and (known := [buffer for buffer in buffers if buffer is not None]):
-            terms.append((of_buffer, piece.of(known, gradients)))
-        return terms
+    def _terms_of_adam(self, rule: Adam, step: int, scale: float, factor: float, moments: Sequence[Tensor]) -> Terms:
+        """``s m / ((1 − β₁ᵗ) (√v̂ + ε)) + s λ w``, with all constant factors taken out, so that fewest operations are left."""
+        if self._memory is None or self._memory.dtype != moments[0].dtype:
+            self._memory = moments[0].new_empty((2, _elements_per_chunk(moments[0].device)))
+        memory, correction = self._memory, math.sqrt((1 - rule.beta2**step) / rule.beta2)
+        first, second, epsilon = factor * (1 - rule.beta1) / rule.beta1, factor**2 * (1 - rule.beta2) / rule.beta2, rule.epsilon * correction
 
-    def _terms_of_adam(
-        self, rule: Adam, piece: Piece, step: int, gradients: Tensor, weights: Tensor, states: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[float, Tensor]]:
-        """``s m / ((1 − β₁ᵗ) (√v̂ + ε)) + s λ w``, in memory that is used again."""
-        if self._memory is None or self._memory.shape[1] < gradients.shape[1] or self._memory.dtype != gradients.dtype:
-            self._memory = torch.empty((2, gradients.shape[1]), dtype=gradients.dtype, device=gradients.device)
-        quotients, denominators = self._memory[:1, : gradients.shape[1]], self._memory[1:, : gradients.shape[1]]
-        correction = 1 - rule.beta1**step
-        if "exp_avg" in states[0]:
-            torch.lerp(piece.of([state["exp_avg"] for state in states], gradients), gradients, 1 - rule.beta1, out=quotients)
-            torch.mul(piece.of([state["exp_avg_sq"] for state in states], gradients), rule.beta2, out=denominators)
-            denominators.addcmul_(gradients, gradients, value=1 - rule.beta2)
-        else:
-            torch.mul(gradients, 1 - rule.beta1, out=quotients)
-            torch.mul(gradients, gradients, out=denominators).mul_(1 - rule.beta2)
-        denominators.sqrt_().mul_(correction / math.sqrt(1 - rule.beta2**step)).add_(correction * rule.epsilon)
-        scale = self._ratios[piece.group]
-        terms = [(scale, quotients.div_(denominators))]
-        return [*terms, (scale * rule.weight_decay, weights)] if rule.weight_decay else terms
+        def make(gradients: Tensor, averages: Tensor, squares: Tensor) -> Tensor:
+            quotients, denominators = memory[:, : len(gradients)]
+            torch.addcmul(squares, gradients, gradients, value=second, out=denominators).sqrt_().add_(epsilon)
+            return torch.add(averages, gradients, alpha=first, out=quotients).div_(denominators)
+
+        return Terms(0.0, scale * rule.weight_decay, scale * rule.beta1 / (1 - rule.beta1**step) * correction, moments, make)
 
     def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:
         """The directions of a piece ``(1, p)``, with its gradients ``(1, p)``; the same tensor for plain SGD."""
@@ -259,11 +266,11 @@ class Directions:
                 values[k] = start.expand(self._parameters[piece.parameters[k]].shape)
         return piece.of(values, like)
 
-    def _steps(self, piece: Piece, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
-        """The number of the coming step, ``(1, 1)``, or ``(1, p)`` where the parameters' differ, as those do that had no gradient."""
+    def _steps(self, piece: Piece, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor | int:
+        """The number of the coming step, or ``(1, p)`` where the parameters' differ, as those do that had no gradient."""
         steps = [int(state.get("step", 0)) + 1 for state in states]
         if len(set(steps)) == 1:
-            return like.new_full((1, 1), steps[0], dtype=torch.int64)
+            return steps[0]
         sizes = torch.tensor([self._parameters[i].numel() for i in piece.parameters])
         return torch.tensor(steps).repeat_interleave(sizes).to(like.device).unsqueeze(0)
 
@@ -296,6 +303,10 @@ class UnitSteps:
         """See :class:`Directions`."""
         before, after = (piece.of([tensors[i] for i in piece.parameters], gradients) for tensors in (self._parameters, self._moved))
         return before - after
+
+
+Shares: TypeAlias = dict[int, float]
+"""Rows of the signals, and the factors with which a scalar product is a part of them."""
 
 
 class LoopSignals:
@@ -340,7 +351,7 @@ class LoopSignals:
             self.directions = (UnitSteps if by_unit_steps else Directions)(optimizer, self._parameters)
         self._whole = Piece(0, range(len(sizes)), slice(0, sum(sizes)))
         self._is_small = sum(sizes) <= ELEMENTS_OF_SMALL_MODEL
-        self._pieces = _pieces(sizes, group_of, self._is_small)
+        self._pieces = _runs(sizes, group_of) if self._is_small else _pieces(sizes, group_of)
         if self._is_small:
             layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
             self._groups = Groups(self._grouping if is_grouped else "global", layout, self.device)
@@ -351,6 +362,8 @@ class LoopSignals:
         self._like = torch.zeros(0, dtype=self._dtype, device=self.device)
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
         self.previous = {name: self._like.new_zeros(1, sum(sizes)) for name, signal in kept.items() if signal in names}
+        self._agrees = "directions" in self.previous
+        self._chunk = _elements_per_chunk(self.device)
         self._gradients: list[Tensor] = []
         self._latest_gradients = self._latest_directions = self._like
 
@@ -377,18 +390,23 @@ class LoopSignals:
         loss = loss.to(self.device)
         return self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
 
-    def keep(self) -> None:
-        """Takes the last step for the one before the next."""
-        if "gradients" in self.previous and self._is_small:
-            self.previous["gradients"].copy_(self._latest_gradients)
-        elif "gradients" in self.previous:
-            torch.cat([gradient.reshape(-1) for gradient in self._gradients], out=self.previous["gradients"][0])
-        if "directions" in self.previous:
-            self.previous["directions"].copy_(self._latest_directions)
+    def keep(self, is_valid: bool = True) -> None:
+        """Takes the last step for the one before the next; one that is not valid, for none.
+
+        Before the next step then is the last valid one, of a large model none: its cosine will be 0.
+        """
+        if self._is_small and is_valid:
+            latest = {"gradients": self._latest_gradients, "directions": self._latest_directions}
+            self.previous = {name: latest[name] for name in self.previous}
+        elif not self._is_small and not is_valid:
+            for value in self.previous.values():
+                value.zero_()
 
     def _measure_whole(self, loss: Tensor) -> Tensor:
         nothing = self._like.view(1, 0)
         gradients = self._whole.of(self._gradients, self._like) if self._names else nothing
+        if len(self._gradients) == 1:
+            gradients = gradients.clone()  # it is kept, and the parameter's own will change
         directions = gradients
         if self.directions is not None:
             parts = [self.directions(piece, gradients if len(self._pieces) == 1 else gradients[:, piece.part]) for piece in self._pieces]
@@ -399,81 +417,62 @@ class LoopSignals:
         step = Step(loss, weights, gradients, directions, previous_gradients, previous_directions, nothing, lambda: (nothing, nothing), None)
         if self.num_groups > 1 or self.device.type != "cpu":
             return measure(step, self._names, self._groups)
-        return torch.tensor([value.item() for value in signal_values(step, self._names, self._groups)], dtype=torch.float64).view(-1, 1, 1)
+        return torch.from_numpy(np.array([value.item() for value in signal_values(step, self._names, self._groups)]).reshape(-1, 1, 1))
 
     def _measure_pieces(self, loss: Tensor) -> Tensor:
-        names, sums = self._names, _Sums(self._rows, self.num_groups)
-        previous_gradients, previous_directions = (self.previous.get(name) for name in ("gradients", "directions"))
-        latest = None if previous_directions is None else torch.empty_like(previous_directions)
+        previous = self.previous.get("gradients")
+        products: list[Tensor] = []
+        blocks: list[tuple[int, int, Sequence[Shares]]] = []  # how many of the products follow, and which parts they have in what
         for piece in self._pieces:
+            gradients, weights = (piece.of([tensors[i] for i in piece.parameters], self._like) for tensors in (self._gradients, self._parameters))
             group = piece.group if self._is_grouped else 0
-            sums.begin(group)
-            gradients = piece.of([self._gradients[i] for i in piece.parameters], self._like)
-            if "gradient_norm_squared" in names:
-                sums.add("gradient_norm_squared", gradients, gradients)
-            if previous_gradients is not None:
-                sums.add("gradient_dot_previous", gradients, previous_gradients[:, piece.part])
-            weights = piece.of([self._parameters[i] for i in piece.parameters], self._like)
-            if "weight_norm_squared" in names:
-                sums.add("weight_norm_squared", weights, weights)
-            if self.directions is None:
-                continue
-            terms = self.directions.terms(piece, gradients, weights) if isinstance(self.directions, Directions) and latest is None else None
-            if terms is None:
-                directions = self.directions(piece, gradients)
-                terms = [(1.0, directions)]
-                if latest is not None and previous_directions is not None:
-                    latest[:, piece.part] = directions
-                    ones = torch.ones_like(directions)
-                    sums.add("direction_agreement", (directions * previous_directions[:, piece.part]).sign(), ones, 1 / self._sizes_of_groups[group])
-            for factor, term in terms:
-                if "gradient_dot_direction" in names:
-                    sums.add("gradient_dot_direction", gradients, term, factor)
-                if "direction_norm_squared" in names:
-                    sums.add("direction_norm_squared", term, term, factor**2)
-            for (first_factor, first), (second_factor, second) in itertools.combinations(terms, 2):
-                if "direction_norm_squared" in names:
-                    sums.add("direction_norm_squared", first, second, 2 * first_factor * second_factor)
-        if latest is not None:
-            self._latest_directions = latest
-        totals = sums.totals().to(self.device)
-        totals[0] = loss.double()
-        return totals
+            terms = Terms(0.0, 0.0, 0.0, [])
+            if self.directions is not None:
+                known = self.directions.terms(piece, gradients) if isinstance(self.directions, Directions) and not self._agrees else None
+                terms = known or Terms(0.0, 0.0, 1.0, [self.directions(piece, gradients)])
+            if self._agrees:
+                directions, before = terms.sources[0], self.previous["directions"][:, piece.part]
+                products.append((directions * before).sign().sum())
+                blocks.append((group, 1, [{self._rows.index("direction_agreement"): 1 / self._sizes_of_groups[group]}]))
+                before.copy_(directions)
+            shares = self._shares(terms)
+            stored = gradients if previous is None else previous[:, piece.part]
+            sources = [source[0].split(self._chunk) for source in (gradients, weights, stored, *terms.sources)]
+            for g, w, last, *others in zip(*sources, strict=True):
+                vectors = (g, w, last, *(others if terms.make is None else [terms.make(g, *others)]))
+                products += [torch.dot(vectors[left], vectors[right]) for left, right in shares]
+                if previous is not None:
+                    last.copy_(g)
+            blocks.append((group, len(sources[0]), list(shares.values())))
+        totals = np.zeros((len(self._rows), self.num_groups, 1))
+        values = torch.stack(products).detach().double().cpu().numpy() if products else np.zeros(0)
+        for group, repeats, shared in blocks:
+            sums, values = values[: repeats * len(shared)].reshape(repeats, -1).sum(0), values[repeats * len(shared) :]
+            for product, shares_of_product in zip(sums.tolist(), shared, strict=True):
+                for row, factor in shares_of_product.items():
+                    totals[row, group] += factor * product
+        totals[0] = loss.item()
+        return torch.from_numpy(totals)
 
+    def _shares(self, terms: Terms) -> dict[tuple[int, int], Shares]:
+        """Which scalar products of g, w, the gradients before, and q (by number) are needed, and the rows that each is a part of."""
+        gradients, weights, before, made = range(4)
+        shares: dict[tuple[int, int], Shares] = {}
 
-class _Sums:
-    """Sums of multiples of scalar products, with few waits for a GPU.
+        def add(name: str, left: int, right: int, factor: float) -> None:
+            if factor and name in self._names:
+                shares.setdefault((min(left, right), max(left, right)), {})[self._rows.index(name)] = factor
 
-    Args:
-        rows: Names of the sums.
-        num_groups: G.
-    """
-
-    def __init__(self, rows: Sequence[str], num_groups: int) -> None:
-        self._rows = {name: row for row, name in enumerate(rows)}
-        self._num_groups = num_groups
-        self._places: list[tuple[int, int, float]] = []
-        self._products: list[Tensor] = []
-
-    def begin(self, group: int) -> None:
-        """What follows is of vectors of this group."""
-        self._group = group
-        self._known: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-
-    def add(self, name: str, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
-        """Adds a multiple of the scalar product of two vectors ``(1, p)``, which is taken once."""
-        key = (id(left), id(right))
-        if key not in self._known:
-            self._known[key] = (torch.dot(left[0], right[0]), left, right)  # which live on, so that their ids are theirs
-        self._places.append((self._rows[name], self._group, factor))
-        self._products.append(self._known[key][0])
-
-    def totals(self) -> Tensor:
-        """``(R, G, 1)``, float64."""
-        totals = [[0.0] * self._num_groups for _ in self._rows]
-        for (row, group, factor), product in zip(self._places, torch.stack(self._products).tolist() if self._products else [], strict=True):
-            totals[row][group] += factor * product
-        return torch.tensor(totals, dtype=torch.float64).unsqueeze(2)
+        add("gradient_norm_squared", gradients, gradients, 1.0)
+        add("gradient_dot_previous", gradients, before, 1.0)
+        add("weight_norm_squared", weights, weights, 1.0)
+        factors = [(gradients, terms.of_gradients), (weights, terms.of_weights), (made, terms.of_made)]
+        for k, (vector, factor) in enumerate(factors):
+            add("gradient_dot_direction", gradients, vector, factor)
+            add("direction_norm_squared", vector, vector, factor**2)
+            for other, other_factor in factors[k + 1 :]:
+                add("direction_norm_squared", vector, other, 2 * factor * other_factor)
+        return shares
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor:
@@ -483,31 +482,36 @@ def _dense_gradient(parameter: Tensor) -> Tensor:
     return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
-def _pieces(sizes: Sequence[int], group_of: Sequence[int], is_small: bool) -> list[Piece]:
-    """The parameters of each group that follow each other, of a large model small ones together and large ones in parts."""
-    pieces: list[Piece] = []
+def _elements_per_chunk(device: torch.device) -> int:
+    return ELEMENTS_PER_CHUNK if device.type == "cpu" else ELEMENTS_PER_PIECE  # elsewhere few operations count
+
+
+def _runs(sizes: Sequence[int], group_of: Sequence[int]) -> list[Piece]:
+    """The parameters of a group that follow each other."""
     starts = list(itertools.accumulate(sizes, initial=0))
-    gathered: list[int] = []
+    runs = [[i for i, _ in run] for _, run in itertools.groupby(enumerate(group_of), key=lambda entry: entry[1])]
+    return [Piece(group_of[run[0]], tuple(run), slice(starts[run[0]], starts[run[-1] + 1])) for run in runs]
 
-    def flush() -> None:
-        if gathered:
-            pieces.append(Piece(group_of[gathered[0]], tuple(gathered), slice(starts[gathered[0]], starts[gathered[-1] + 1])))
-            gathered.clear()
 
-    for i, size in enumerate(sizes):
-        is_alone = not is_small and size > ELEMENTS_TO_COPY
-        if gathered and (
-            is_alone or group_of[gathered[0]] != group_of[i] or (not is_small and starts[i + 1] - starts[gathered[0]] > ELEMENTS_PER_PIECE)
-        ):
-            flush()
-        if is_alone:
-            for first in range(0, size, ELEMENTS_PER_PIECE):
-                last = min(first + ELEMENTS_PER_PIECE, size)
-                pieces.append(Piece(group_of[i], (i,), slice(starts[i] + first, starts[i] + last), slice(first, last)))
-        else:
+def _pieces(sizes: Sequence[int], group_of: Sequence[int]) -> list[Piece]:
+    """Large parameters alone, in parts; the small ones of each group together, as many as a piece holds."""
+    places: list[tuple[int, tuple[int, ...], slice | None, int]] = []
+    for group in sorted(set(group_of)):
+        gathered: list[int] = []
+        for i in (i for i, other in enumerate(group_of) if other == group):
+            if sizes[i] > ELEMENTS_TO_COPY:
+                for first in range(0, sizes[i], ELEMENTS_PER_PIECE):
+                    last = min(first + ELEMENTS_PER_PIECE, sizes[i])
+                    places.append((group, (i,), slice(first, last), last - first))
+                continue
+            if sum(sizes[k] for k in gathered) + sizes[i] > ELEMENTS_PER_PIECE:
+                places.append((group, tuple(gathered), None, sum(sizes[k] for k in gathered)))
+                gathered = []
             gathered.append(i)
-    flush()
-    return pieces
+        if gathered:
+            places.append((group, tuple(gathered), None, sum(sizes[k] for k in gathered)))
+    stops = itertools.accumulate(size for *_, size in places)
+    return [Piece(group, chosen, slice(stop - size, stop), inner) for (group, chosen, inner, size), stop in zip(places, stops, strict=True)]
 
 
 def _common(parameters: Sequence[Tensor]) -> tuple[torch.device, torch.dtype]:
