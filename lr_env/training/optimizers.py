@@ -321,7 +321,8 @@ class Lion(StackedOptimizer):
 
 def _accumulated(values: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
     """``x + μ m``, rounded as ``torch.optim`` does: twice."""
-    return (average * _typed(momentum, values)).add_(values)
+    accumulated: Tensor = (average * _typed(momentum, values)).add_(values)
+    return accumulated
 
 
 def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
