@@ -55,7 +55,7 @@ LOWER_IS_BETTER = ("perplexity", "squared error")
 def _task(source: str, horizon: int, microseconds: float, **options: Any) -> SuiteTask:
     budget = "noise" if horizon >= 5000 or source == "wine-mlp" else "medium" if horizon >= 300 else "short"
     settings: dict[str, Any] = {"name": f"{source}, {horizon:,} steps", "source": source, "horizon": horizon, "microseconds": microseconds}
-    return SuiteTask(**(settings | {"budget": budget, "tuning": 2, "reporting": 10, "pool": 30, "is_costly": True} | options))
+    return SuiteTask(**(settings | {"budget": budget, "tuning": 2, "reporting": 10, "pool": 30, "searching": 5, "is_costly": True} | options))
 
 
 def _held_out(variant: int, horizon: int, budget: str, microseconds: float, **options: Any) -> SuiteTask:
@@ -67,19 +67,20 @@ SUITE = Suite(
     1,
     "Do the pretrained controllers work on tasks that they have never seen?",
     (
-        _task("shakespeare-transformer", 100, 16000, tuning=1, pool=6, side_by_side=3, evaluation=1800),
-        _task("mnist-cnn", 200, 8000, tuning=1, pool=6, side_by_side=4, evaluation=400),
-        _task("fashion-cnn", 200, 8000, tuning=1, pool=6, side_by_side=4, evaluation=400),
-        _task("digits-mlp", 10_000, 43, side_by_side=64),
-        _held_out(6, 1471, "noise", 350, side_by_side=64, tuning=1, pool=10, evaluation=90),
-        _held_out(11, 241, "short", 1500, side_by_side=32, tuning=1, pool=10, evaluation=170),
-        _held_out(0, 816, "medium", 300, tuning=1, pool=10),
+        _task("shakespeare-transformer", 100, 16000, tuning=1, pool=15, searching=3, side_by_side=3, examples=1024, evaluation=700),
+        _task("mnist-cnn", 200, 8000, tuning=1, pool=15, searching=3, side_by_side=4, evaluation=400),
+        _task("fashion-cnn", 200, 8000, tuning=1, pool=15, searching=3, side_by_side=4, evaluation=400),
+        _task("small-noise", 10_000, 40, name="small-noise/0, 10,000 steps", variant=0, side_by_side=64),
+        _task("small-noise", 10_000, 40, name="small-noise/3, 10,000 steps", variant=3, side_by_side=64),
+        _held_out(6, 1471, "noise", 350, side_by_side=64, tuning=1, pool=20, evaluation=90),
+        _held_out(11, 241, "short", 1500, side_by_side=32, tuning=1, pool=20, evaluation=170),
+        _held_out(0, 816, "medium", 300, tuning=1, pool=20),
         _held_out(7, 136, "short", 1200, side_by_side=64, evaluation=50),
         _held_out(5, 228, "short", 800, side_by_side=32, evaluation=40),
-        _held_out(2, 67, "short", 1200, side_by_side=32, tuning=1, pool=10, evaluation=60),
-        _held_out(4, 381, "noise", 350, side_by_side=64, tuning=1, pool=10, evaluation=20),
-        _task("mnist-mlp", 500, 700, tuning=1, pool=10, side_by_side=32, evaluation=20),
-        _task("fashion-mlp", 500, 700, tuning=1, pool=10, side_by_side=32, evaluation=20),
+        _held_out(2, 67, "short", 1200, side_by_side=32, tuning=1, pool=20, evaluation=60),
+        _held_out(4, 381, "noise", 350, side_by_side=64, tuning=1, pool=20, evaluation=20),
+        _task("mnist-mlp", 500, 700, tuning=1, pool=20, side_by_side=32, evaluation=20),
+        _task("fashion-mlp", 500, 700, tuning=1, pool=20, side_by_side=32, evaluation=20),
         _held_out(3, 870, "medium", 120),
         _held_out(1, 315, "medium", 200),
         _held_out(8, 259, "short", 100),
@@ -92,7 +93,7 @@ SUITE = Suite(
     ),
     other_optimizers=(),
 )
-"""Wine and digits are among the training family's data sets, in other models, batches and horizons; all else is new to the controllers."""
+"""Digits, breast cancer and wine are the training family's data sets too, in other models, batches and horizons; all other data are new."""
 
 
 @dataclass(frozen=True)
