@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -24,7 +25,7 @@ from benchmarks.records import Cell, CellResult
 from benchmarks.report import print_tables, write
 from benchmarks.statistics import paired_difference
 from benchmarks.store import Store, StoreError
-from benchmarks.suites import SUITES, Suite, find_suite
+from benchmarks.suites import REFERENCES, SUITES, Suite, find_suite
 from benchmarks.terminal import make_console
 from lr_env.checks import positive_integer, unknown_name
 
@@ -100,6 +101,29 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
         console = make_console()
         print_tables(summary, console)
         console.print(f"Written to {write(summary, folder / 'report')}")
+
+
+@app.command
+def freeze(folder: Folder, suite: str | None = None) -> None:
+    """Makes what a finished run found at the default rate and of the rival tuned per task the suite's own numbers, which scores are measured by.
+
+    Args:
+        folder: Of `lr-bench run`.
+        suite: Where the folder holds several.
+    """
+    with open_store(folder) as store:
+        chosen = stored_suite(store, suite)
+        references = summarise(store.cells(chosen.key), chosen).references
+    known = json.loads(REFERENCES.read_text())
+    if chosen.key in known:
+        raise ValueError(f"{chosen.key} has frozen numbers, which never change: a new version of the suite may have others.")
+    if lacking := [row.task for row in references if row.default is None or row.rival is None]:
+        raise ValueError(f"The run in {folder} is not finished: numbers of {', '.join(dict.fromkeys(lacking))} are missing.")
+    known[chosen.key] = {track: {} for track in chosen.tracks}
+    for row in references:
+        known[chosen.key][row.track][row.task] = {"default": row.default, "rival": row.rival, "scored": row.scored}
+    REFERENCES.write_text(json.dumps(known, indent=1) + "\n")
+    make_console().print(f"Written to {REFERENCES}")
 
 
 @app.command

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from benchmarks.statistics import (
     stratified_bootstrap,
     tuning_equivalents,
 )
-from benchmarks.suites import SPECIFICATIONS, Suite, SuiteTask
+from benchmarks.suites import SPECIFICATIONS, Suite, SuiteTask, frozen_references
 from benchmarks.summary import (
     DEFAULT,
     HINDSIGHT,
@@ -175,7 +176,7 @@ def summarise(
         everything.append(track)
         missing += problems
     tracks = everything[: len(suite.tracks)]
-    references = {(row.track, row.task): row for track in tracks for row in _references(track)}
+    references = {(row.track, row.task): row for track in tracks for row in _references(track, frozen_references(suite.key).get(track.name, {}))}
     comparisons = [row for track in tracks for name in entered for opponent in OPPONENTS if (row := _compare(track, name, opponent)) is not None]
     standings = [row for track in tracks for row in _standings(track, references)]
     comparisons, standings = _adjusted(comparisons, standings)
@@ -278,20 +279,23 @@ def _common_seeds(cells: Iterable[tuple[Cell, CellResult]]) -> dict[tuple[str, b
     return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
 
 
-def _references(track: _Track) -> Iterator[TaskReferences]:
+def _references(track: _Track, frozen: Mapping[str, Mapping[str, Any]]) -> Iterator[TaskReferences]:
+    """The suite's frozen numbers; where it has none, as it is new, those of the run itself."""
     for task in track.tasks:
         runs = track.runs[task.name]
         default, rival, hindsight = (runs[name].scores if track.complete(task.name, name) else None for name in (DEFAULT, RIVAL, HINDSIGHT))
-        annealing = _annealing(track, task.name)
+        annealing, given = _annealing(track, task.name), frozen.get(task.name)
+        scored = default is not None and rival is not None and not leaves_score(default[0], rival[0])
         yield TaskReferences(
             track=track.name,
             task=task.name,
             budget=task.budget,
             trainings=next(iter(runs.values())).scores.shape[1] if runs else 0,
-            default=_mean(default),
-            rival=_mean(rival),
+            default=_mean(default) if given is None else given["default"],
+            rival=_mean(rival) if given is None else given["rival"],
             hindsight=_mean(hindsight),
-            scored=default is not None and rival is not None and not leaves_score(default[0], rival[0]),
+            scored=scored if given is None else given["scored"],
+            frozen=given is not None,
             annealing=annealing,
             counts_for_schedules=None if annealing is None else annealing >= ANNEALING_GAIN,
         )

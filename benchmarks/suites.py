@@ -204,6 +204,17 @@ CENTRES: Mapping[str, Mapping[str, Mapping[str, float]]] = json.loads(Path(__fil
 """By suite, task and optimizer; see :attr:`SuiteTask.centres`."""
 
 
+REFERENCES = Path(__file__).with_name("references.json")
+"""What scores are measured by, by suite, track and task: the means of log10 of the loss at the default rate and of the rival that is tuned per task
+(``"default"`` and ``"rival"``), and whether they differ enough for a score (``"scored"``). `lr-bench freeze` writes it, once for each version."""
+
+
+def frozen_references(suite: str) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Those of a suite, such as ``"standard-2"``; empty where nothing is frozen yet. See :data:`REFERENCES`."""
+    found: Mapping[str, Mapping[str, Mapping[str, Any]]] = json.loads(REFERENCES.read_text()).get(suite, {})
+    return found
+
+
 def _held_out(variant: int, horizon: int, budget: Budget, microseconds: float, **options: Any) -> SuiteTask:
     counts = {"tuning": 2, "reporting": 10, "pool": 100, "searching": 3} | options
     return SuiteTask(f"small-heldout/{variant}", "small-heldout", horizon, budget, variant=variant, microseconds=microseconds, **counts)

@@ -40,6 +40,7 @@ class TaskReferences:
         rival: Mean of the rival that is tuned per task (R); None where it has not run.
         hindsight: Mean of the best point of the random search on the reported seeds; None where it has not run.
         scored: Whether D − R is large enough for a normalised score.
+        frozen: Whether D, R and that are the suite's own numbers; else, before they are frozen, they are this run's.
         annealing: Best constant − best decay on the tuning seeds; None where they have not run.
         counts_for_schedules: Whether that is at least 0.05; None where unknown.
     """
@@ -52,6 +53,7 @@ class TaskReferences:
     rival: float | None
     hindsight: float | None
     scored: bool
+    frozen: bool
     annealing: float | None
     counts_for_schedules: bool | None
 

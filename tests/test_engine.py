@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import engine
-from benchmarks.contestants import Contestant, RuleMaker, ScheduleMaker, enter
+from benchmarks.contestants import GREEDY, Contestant, RuleMaker, ScheduleMaker, enter
 from benchmarks.engine import Benchmark, LocalEngine, Work, compute
 from benchmarks.records import Cell, CellResult, Point
 from benchmarks.runner import Runner
@@ -23,7 +23,7 @@ from benchmarks.store import Store, StoreError
 from benchmarks.suites import SuiteTask
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
-from tests.benchmark_runs import FakeEngine, fake_result, make_benchmark, run_in_process, small_populations, tiny_suite
+from tests.benchmark_runs import LEFT_OUT, FakeEngine, fake_result, make_benchmark, run_in_process, small_populations, tiny_suite
 
 KILLS = int(os.environ.get("LR_BENCH_KILLS", "3"))
 """How often a benchmark is killed: `LR_BENCH_KILLS=20 pytest tests/test_engine.py`."""
@@ -180,6 +180,37 @@ def test_choices_are_the_best_of_their_grids_on_tuning_trainings_alone(store: St
     pool = [cell for cell in cells if cell.contestant == "random search" and cell.task == "wine-mlp"]
     assert len(pool) == 2 * 4
     assert {repr(dict(cell.point)) for cell in pool if cell.role == "tune"} == {repr(dict(cell.point)) for cell in pool if cell.role == "report"}
+
+
+def test_tasks_are_finished_one_after_another_and_kept_as_they_are(store: Store) -> None:
+    class Stops(FakeEngine):
+        def submit(self, work: Work) -> Future[list[CellResult]]:
+            if work.task.name == "wine-mlp":
+                raise KeyboardInterrupt
+            return super().submit(work)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_benchmark(store, Stops()).run()
+    kept = [cell for cell, _ in store.cells("tiny-1")]
+    assert {cell.task for cell in kept} == {"breast-cancer-mlp"}
+    assert {cell.contestant for cell in kept if cell.role == "report"} == {"tuned per task", "random search", "default rate"}
+    make_benchmark(store, FakeEngine()).run()
+    assert {cell.task for cell, _ in store.cells("tiny-1")} == {"breast-cancer-mlp", "wine-mlp"}
+
+
+def test_a_search_is_reported_on_its_own_number_of_trainings(store: Store) -> None:
+    cells = make_benchmark(store, FakeEngine()).run()
+    counts = {(cell.contestant == "random search", len(cell.seeds)) for cell in cells if cell.role == "report"}
+    assert counts == {(True, 2), (False, 3)}
+    by_task = {(cell.task, cell.contestant == "random search"): cell.seeds for cell in cells if cell.role == "report"}
+    assert all(by_task[task, True] == by_task[task, False][:2] for task, _ in by_task)
+
+
+def test_what_is_too_costly_is_left_out(store: Store) -> None:
+    suite = small_populations(tiny_suite(leaves_out=tuple(name for name in LEFT_OUT if name != GREEDY)))
+    suite = dataclasses.replace(suite, tasks=(suite.tasks[0], dataclasses.replace(suite.tasks[1], is_costly=True)))
+    cells = make_benchmark(store, FakeEngine(), suite=suite).run()
+    assert {cell.task for cell in cells if cell.contestant == GREEDY} == {suite.tasks[0].name}
 
 
 def test_a_grid_grows_while_its_best_point_lies_on_the_edge(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks.store import Store
 
 ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("LR_BENCH_KILLS", "2"))
+"""How often a real run is killed: `LR_BENCH_KILLS=20 pytest tests/test_lr_bench.py -k killed`."""
 
 TEN_LINES = """
 import numpy as np
@@ -25,10 +33,12 @@ class Careful:
 """
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
 def lr_bench(*arguments: str, folder: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     line = [sys.executable, "-m", "benchmarks", *arguments]
-    finished = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    finished = subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 
@@ -80,6 +90,37 @@ def test_two_contestants_are_compared(folder: Path, monkeypatch: pytest.MonkeyPa
         run_here(monkeypatch, folder, "compare", "Carefull", "SPS", "--output", "out")
 
 
+def test_numbers_that_scores_are_measured_by_are_frozen_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "references.json"
+    path.write_text("{}")
+    for module in ("benchmarks.suites", "benchmarks.__main__"):
+        monkeypatch.setattr(f"{module}.REFERENCES", path)
+    run_here(monkeypatch, folder, "freeze", "out")
+    [(suite, tracks)] = json.loads(path.read_text()).items()
+    assert (suite, set(tracks["momentum"])) == ("smoke-2", {"breast-cancer-mlp", "wine-mlp"})
+    tracks["momentum"]["wine-mlp"] = {"default": 0.5, "rival": -0.5, "scored": True}
+    path.write_text(json.dumps({suite: tracks}))
+    run_here(monkeypatch, folder, "report", "out")
+    rows = list(csv.DictReader((folder / "out" / "report" / "tables" / "tasks.csv").read_text().splitlines()))
+    [row] = [row for row in rows if row["Task"] == "wine-mlp"]
+    assert (row["D: default rate"], row["R: tuned per task"], row["Scored"]) == ("0.5", "-0.5", "yes")
+    with pytest.raises(SystemExit, match="smoke-2 has frozen numbers"):
+        run_here(monkeypatch, folder, "freeze", "out")
+
+
+def test_what_training_cost_stands_in_the_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("run", "--suite", "smoke", "--controllers", "mine.py:Careful", "--no-controls", "--workers", "1", "--output", "out")
+    run_here(monkeypatch, folder, *arguments, "--training-costs", "Careful=an afternoon, of a person")
+    run_here(monkeypatch, folder, "report", "out")
+    table = (folder / "out" / "report" / "tables" / "budgets.csv").read_text()
+    assert '"an afternoon, of a person"' in table
+    for wrong, message in (("Careful", "NAME=in words"), ("Carefull=much", "Did you mean 'Careful'")):
+        with pytest.raises(SystemExit, match=message):
+            run_here(monkeypatch, folder, *arguments, "--training-costs", wrong)
+
+
 def test_suites_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run_here(monkeypatch, tmp_path, "list", "--suite", "quick")
     shown = capsys.readouterr().out
@@ -99,3 +140,42 @@ def test_suites_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_what_is_wrong_is_said(arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         run_here(monkeypatch, tmp_path, *arguments)
+
+
+def results(path: Path) -> dict[str, list[bytes]]:
+    """All that tables and curves are made from, bit for bit."""
+    with Store(path) as store:
+        return {
+            cell.key: [value.tobytes() for value in vars(result).values() if isinstance(value, np.ndarray)] for cell, result in store.cells("smoke-2")
+        }
+
+
+def begin(arguments: tuple[str, ...], folder: Path) -> subprocess.Popen[bytes]:
+    """A run whose progress bar is there."""
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments], cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file)
+    deadline = time.monotonic() + 600
+    while process.poll() is None and not log.stat().st_size and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return process
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(tmp_path: Path) -> None:
+    run, moments = ("run", "--suite", "smoke", "--workers", "1", "--output"), random.Random(0)
+    whole = begin((*run, "whole"), tmp_path)
+    start = time.monotonic()
+    assert whole.wait() == 0
+    duration, left = time.monotonic() - start, []
+    while len(left) < KILLS:
+        process = begin((*run, "pieces"), tmp_path)
+        time.sleep(moments.uniform(0, duration / 2))
+        process.kill()
+        if process.wait() == 0:
+            break
+        with Store(tmp_path / "pieces" / "results.sqlite") as store:
+            left.append(len(list(store.cells())))
+    assert left
+    print(f"killed {len(left)} times; results in the store after each: {left}")  # noqa: T201
+    lr_bench(*run, "pieces", folder=tmp_path)
+    assert results(tmp_path / "pieces" / "results.sqlite") == results(tmp_path / "whole" / "results.sqlite")

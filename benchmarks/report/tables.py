@@ -289,8 +289,10 @@ def references(summary: Summary) -> Table:
         )
         for row in summary.references
     ]
+    whose = "the suite's frozen numbers" if all(row.frozen for row in summary.references) else "those of this run, as the suite has no frozen ones"
     note = (
-        "log10 of the final loss. A task is scored where D − R is at least 0.1 and 3 standard errors; it counts for schedules where decay gains 0.05."
+        f"log10 of the final loss; D and R are {whose}. A task is scored where D − R is at least 0.1 and 3 standard errors; "
+        "it counts for schedules where decay gains 0.05."
     )
     return _table("tasks", "Tasks", columns, rows, summary, note, contestant=None)
 
