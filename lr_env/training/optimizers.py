@@ -321,7 +321,8 @@ class Lion(StackedOptimizer):
 
 def _accumulated(values: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
     """``x + μ m``, rounded as ``torch.optim`` does: twice."""
-    return (average * _typed(momentum, values)).add_(values)
+    scaled: Tensor = average * _typed(momentum, values)
+    return scaled.add_(values)
 
 
 def _averaged(average: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
