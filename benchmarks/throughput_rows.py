@@ -110,7 +110,7 @@ def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: 
     return [
         Row("bare"),
         Row("loader"),
-        Row("single"),
+        *(Row("single", compiled=engine) for engine in engines),
         *(Row(kind, n) for kind in ("sync", "dummy") for n in parallel_members[:1]),
         *(Row(kind, n) for kind in ("async", "subproc") for n in parallel_members),
         *(Row("native", n, engine) for engine in engines for n in members),
@@ -146,7 +146,7 @@ def make_training(name: TaskName, row: Row) -> Training:
     if row.kind == "loader":
         return _loop(task, _loaded(task))
     if row.kind == "single":
-        return _single_environment(task)
+        return _single_environment(task, row.compiled)
     if row.kind in ("sync", "async", "native"):
         return _vector_environment(task, row)
     return _sb3_environment(task, row)
@@ -184,8 +184,8 @@ def _loaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _single_environment(task: lr_env.Task) -> Training:
-    env = gym.make("LearningRate-v0", task=task, horizon=HORIZON)
+def _single_environment(task: lr_env.Task, compiled: bool) -> Training:
+    env = gym.make("LearningRate-v0", task=task, horizon=HORIZON, compile=compiled)
     env.reset(seed=SEED)
     action = np.zeros(1, np.float32)  # the rate stays where it is
 
