@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -40,14 +40,12 @@ from lr_env.mdp import MDP
 from lr_env.mdp.actions import RateRange
 from lr_env.mdp.features import CLIP, resolve_features
 from lr_env.mdp.rewards import make_reward
+from lr_env.recurrent import Memory, RecurrentPolicy
 from lr_env.seeding import check_seed, preserved_global_generators
 from torch import Tensor, nn
 
 ONLINE_ENVIRONMENT: dict[str, Any] = {"features": "xu2017", "action": "rate", "reward": "loss", "reward_on": "same_batch"}
 """Arguments of ``LearningRate-v0`` under which :class:`OnlineActorCritic` runs the algorithm as it is written above."""
-
-Memory: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Of an LSTM: hidden and cell state ``(1, H)`` of each layer."""
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _CHOICES = {
@@ -110,41 +108,8 @@ class ActorCriticConfig:
                 raise ValueError(f"{name} is out of range: {getattr(self, name)!r} was given. See the field's documentation in ActorCriticConfig.")
 
 
-class ActorNetwork(nn.Module):
-    """π_θ: an LSTM that reads one state after another, and a linear output that first is ``first_output`` whatever it reads.
-
-    Args:
-        num_features: F.
-        hidden: Units H of each layer.
-        num_layers: Layers of the LSTM.
-        first_output: y before the first update.
-    """
-
-    def __init__(self, num_features: int, hidden: int, num_layers: int, first_output: float) -> None:
-        super().__init__()
-        widths = [num_features, *[hidden] * (num_layers - 1)]
-        self.cells = nn.ModuleList(nn.LSTMCell(width, hidden, dtype=torch.float64) for width in widths)
-        self.output = nn.Linear(hidden, 1, dtype=torch.float64)
-        nn.init.zeros_(self.output.weight)
-        nn.init.constant_(self.output.bias, first_output)
-
-    def empty_memory(self) -> Memory:
-        """What the LSTM has before the first state."""
-        zeros = self.output.weight.new_zeros(1, self.output.in_features)
-        return [(zeros, zeros) for _ in self.cells]
-
-    def forward(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """A state ``(1, F)`` gives y ``(1, 1)`` and the memory after it."""
-        following: Memory = []
-        values = state
-        for cell, before in zip(self.cells, memory, strict=True):
-            following.append(cell(values, before))
-            values = following[-1][0]
-        return self.output(values), following
-
-
 class OnlineLearner:
-    """Actor and critic of one training, and their updates; what :class:`OnlineActorCritic` has one of for each training.
+    """An actor and a critic, and their updates: of one training, as the algorithm has them, or of N that share them and their mean gradient.
 
     Args:
         num_features: F.
@@ -154,17 +119,19 @@ class OnlineLearner:
 
     Attributes:
         actor: π_θ, float64.
-        critic: Q_φ of state and action ``(1, F + 1)``, float64.
+        critic: Q_φ of state and action ``(N, F + 1)``, float64.
         num_updates: Updates of the critic so far.
     """
 
     def __init__(self, num_features: int, rates: RateRange, config: ActorCriticConfig, seed: np.random.SeedSequence) -> None:
-        self.rates, self.config, self.num_updates = rates, config, 0
+        self.config, self.num_updates = config, 0
         networks, exploration = seed.spawn(2)
         first_output = rates.initial if config.output == "absolute" else math.log10(rates.initial)
         with preserved_global_generators():
             torch.default_generator.manual_seed(int(networks.generate_state(1)[0]))
-            self.actor = ActorNetwork(num_features, config.actor_hidden, config.actor_layers, first_output)
+            self.actor = RecurrentPolicy(
+                num_features, config.actor_hidden, config.actor_layers, config.output, rates.lowest, rates.highest, first_output
+            )
             hidden = nn.Linear(num_features + 1, config.critic_hidden, dtype=torch.float64)
             value = nn.Linear(config.critic_hidden, 1, dtype=torch.float64)
             self.critic = nn.Sequential(hidden, _ACTIVATIONS[config.critic_activation](), value)
@@ -172,49 +139,97 @@ class OnlineLearner:
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate, fused=True)
         self._generator = np.random.default_rng(exploration)
         self._memory = self.actor.empty_memory()
-        # The states that the gradient goes back through, each with the memory before it.
-        self._past: deque[tuple[Tensor, Memory]] = deque(maxlen=config.truncation - 1)
+        # The states that the gradient goes back through, each with the memory before it, and whose training begins with it.
+        self._past: deque[tuple[Tensor, Memory, Tensor]] = deque(maxlen=config.truncation - 1)
         self._state = self._action = torch.zeros(1, 1, dtype=torch.float64)
 
     def act(self, state: np.ndarray, deterministic: bool = False) -> float:
-        """The rate for a state ``(F,)``, which the LSTM has read from now on."""
-        self._state = _row(state)
-        with torch.no_grad():
-            self._past.append((self._state, self._memory))
-            output, self._memory = self.actor(self._state, self._memory)
-            rate = float(self._action_of(output))
-        if self.config.output == "log":
-            rate = 10.0 ** min(max(rate, -300.0), 300.0)
-        if self.config.exploration == "log_normal" and not deterministic:
-            rate *= 10.0 ** (self.config.exploration_decades * self._generator.standard_normal())
-        rate = min(max(rate, self.rates.lowest), self.rates.highest)
-        self._action = _row(np.array([rate if self.config.output == "absolute" else math.log10(rate)]))
-        return rate
+        """The rate for a state ``(F,)`` of the one training, which the LSTM has read from now on."""
+        return float(self.act_all(state[None], np.zeros(1, bool), deterministic)[0])
 
-    def learn(self, reward: float, same_state: np.ndarray, next_state: np.ndarray) -> None:
-        """Steps 4 and 5 of the algorithm, after :meth:`act`; what is not finite teaches nothing.
+    def act_all(self, states: np.ndarray, starts: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        """Rates ``(N,)`` for states ``(N, F)``, which the LSTM has read from now on.
 
         Args:
-            reward: r.
-            same_state: s_i' ``(F,)``.
-            next_state: s_j' ``(F,)``.
+            states: Of each training.
+            starts: Whose training begins with this state, booleans ``(N,)``.
+            deterministic: Whether to act without exploration.
         """
-        if not (math.isfinite(reward) and np.isfinite(same_state).all() and np.isfinite(next_state).all()):
-            return
-        config, same, other = self.config, _row(same_state), _row(next_state)
+        self._state, fresh = torch.from_numpy(np.array(states, np.float64)), torch.from_numpy(np.array(starts, bool))[:, None]
+        memory = self.actor.empty_memory(len(states)) if len(self._memory[0][0]) != len(states) else _renewed(self._memory, fresh)
         with torch.no_grad():
-            target = reward + config.discount * self._value(same, self._action_of(self.actor(same, self._memory)[0]))
-        error = target - self._value(self._state, self._action)
-        self._update(self.critic, self._critic_optimizer, error.square().sum() / 2)
+            self._past.append((self._state, memory, fresh))
+            output, self._memory = self.actor(self._state, memory)
+        rates: np.ndarray = self.actor.rates(output)[:, 0]
+        if self.config.exploration == "log_normal" and not deterministic:
+            rates = rates * 10.0 ** (self.config.exploration_decades * self._generator.standard_normal(len(states)))
+        rates = self.actor.clip(rates)
+        self._action = torch.from_numpy(rates if self.config.output == "absolute" else np.log10(rates))[:, None]
+        return rates
+
+    def learn(self, reward: float, same_state: np.ndarray, next_state: np.ndarray) -> None:
+        """:meth:`learn_all` of the one training: r, s_i' ``(F,)`` and s_j' ``(F,)``."""
+        self.learn_all(np.array([reward]), same_state[None], next_state[None], np.ones(1, bool))
+
+    def learn_all(self, rewards: np.ndarray, same_states: np.ndarray, next_states: np.ndarray, going: np.ndarray) -> None:
+        """Steps 4 and 5 of the algorithm, after :meth:`act_all`; what is not finite teaches nothing.
+
+        Args:
+            rewards: r ``(N,)``.
+            same_states: s_i' ``(N, F)``.
+            next_states: s_j' ``(N, F)``.
+            going: Whose training goes on, ``(N,)``: the others teach nothing either.
+        """
+        taught = going & np.isfinite(rewards) & np.isfinite(same_states).all(1) & np.isfinite(next_states).all(1)
+        if not taught.any():
+            return
+        chosen = torch.from_numpy(np.flatnonzero(taught))
+        config, reward = self.config, torch.from_numpy(np.array(rewards, np.float64))[chosen, None]
+        same, other = (torch.from_numpy(np.array(states, np.float64))[chosen] for states in (same_states, next_states))
+        memory = _of(self._memory, chosen)
+        with torch.no_grad():
+            target = reward + config.discount * self._value(same, self._action_of(self.actor(same, memory)[0]))
+        error = target - self._value(self._state[chosen], self._action[chosen])
+        self._update(self.critic, self._critic_optimizer, error.square().mean() / 2)
         self.num_updates += 1
         if self.num_updates <= config.actor_starts:
             return
         state = other if config.actor_example == "next" else same
-        action = self._action_of(self.actor(state, self._memory_with_gradient())[0])
-        self._update(self.actor, self._actor_optimizer, -self._value(state, action).sum())
+        action = self._action_of(self.actor(state, _of(self._memory_with_gradient(), chosen))[0])
+        self._update(self.actor, self._actor_optimizer, -self._value(state, action).mean())
+
+    def get_state(self) -> dict[str, Any]:
+        """All that decides what follows, nested, for :func:`lr_env.files.pack`."""
+        return {
+            "actor": dict(self.actor.state_dict()),
+            "critic": dict(self.critic.state_dict()),
+            "optimizers": [[dict(optimizer.state[each]) for each in optimizer.param_groups[0]["params"]] for optimizer in self._optimizers],
+            "generator": self._generator.bit_generator.state,
+            "memory": self._memory,
+            "past": list(self._past),
+            "last": [self._state, self._action],
+            "num_updates": self.num_updates,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what :meth:`get_state` returned."""
+        self.actor.load_state_dict(state["actor"])
+        self.critic.load_state_dict(state["critic"])
+        for optimizer, states in zip(self._optimizers, state["optimizers"], strict=True):
+            for parameter, values in zip(optimizer.param_groups[0]["params"], states, strict=True):
+                if values:
+                    optimizer.state[parameter] = {name: value.clone() for name, value in values.items()}
+        self._generator.bit_generator.state = state["generator"]
+        self._memory, (self._state, self._action) = state["memory"], state["last"]
+        self._past = deque(state["past"], maxlen=self._past.maxlen)
+        self.num_updates = state["num_updates"]
+
+    @property
+    def _optimizers(self) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        return self._actor_optimizer, self._critic_optimizer
 
     def _action_of(self, output: Tensor) -> Tensor:
-        """The action ``(1, 1)`` that the critic judges: the rate, or its logarithm."""
+        """The actions ``(N, 1)`` that the critic judges: the rates, or their logarithms."""
         return output.abs() if self.config.output == "absolute" else output
 
     def _value(self, state: Tensor, action: Tensor) -> Tensor:
@@ -226,8 +241,8 @@ class OnlineLearner:
         if not self._past:
             return self._memory
         memory = self._past[0][1]
-        for state, _ in self._past:
-            memory = self.actor(state, memory)[1]
+        for state, _, fresh in self._past:
+            memory = self.actor(state, _renewed(memory, fresh))[1]
         return memory
 
     def _update(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -237,6 +252,16 @@ class OnlineLearner:
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
         optimizer.step()
+
+
+def _of(memory: Memory, chosen: Tensor) -> Memory:
+    """The memory of some trainings alone."""
+    return [(hidden[chosen], cell[chosen]) for hidden, cell in memory]
+
+
+def _renewed(memory: Memory, fresh: Tensor) -> Memory:
+    """The memory, empty for trainings that begin, ``fresh (N, 1)``."""
+    return [(hidden.masked_fill(fresh, 0.0), cell.masked_fill(fresh, 0.0)) for hidden, cell in memory] if fresh.any() else memory
 
 
 @dataclass(frozen=True)
@@ -292,7 +317,7 @@ class OnlineActorCritic:
         Raises:
             ValueError: If the action of the decision process is not the rate, or there are several parameter groups.
         """
-        self._rates = _check_process(mdp or MDP(**ONLINE_ENVIRONMENT)).rate_range()
+        self._rates = check_process(mdp or MDP(**ONLINE_ENVIRONMENT)).rate_range()
         self._seeds, self.learners = [check_seed(seed) for seed in seeds], []
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
@@ -357,9 +382,7 @@ class OnlineActorCritic:
             raise ValueError(f"One seed per training is needed: {vector.num_envs}, but {len(seeds)} were given.")
         self.begin(seeds, mdp)
         observations, info = vector.reset(seed=list(seeds))  # type: ignore[arg-type]
-        # The SGD steps of one decision have minibatches of their own, so that no single one is the same.
-        reward_kind, is_state_loss = make_reward(mdp.reward, mdp.reward_on), resolve_features(mdp.features) == resolve_features("xu2017")
-        knows_same = is_state_loss and (reward_kind.kind, reward_kind.source, mdp.steps_per_action) == ("loss", "same_batch", 1)
+        knows_same = knows_same_state(mdp)
         running, diverged = np.ones(len(seeds), bool), np.zeros(len(seeds), bool)
         losses, rates, rewards, state = [np.array(info["loss"])], [], [], None
         while running.any():
@@ -458,7 +481,12 @@ class OnlineLR:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def _check_process(mdp: MDP) -> MDP:
+def check_process(mdp: MDP) -> MDP:
+    """The decision process, if its action is one rate.
+
+    Raises:
+        ValueError: If it is not.
+    """
     kind = mdp.action if isinstance(mdp.action, str) else mdp.action.get("kind")
     if kind != "rate" or mdp.lr_groups != "global" or mdp.control_momentum:
         raise ValueError(
@@ -469,12 +497,18 @@ def _check_process(mdp: MDP) -> MDP:
     return mdp
 
 
+def knows_same_state(mdp: MDP) -> bool:
+    """Whether rewards tell s_i': the state is the loss, and the reward its fall on the same minibatch.
+
+    The SGD steps of one decision have minibatches of their own, so that with several no single one is the same.
+    """
+    reward = make_reward(mdp.reward, mdp.reward_on)
+    is_state_loss = resolve_features(mdp.features) == resolve_features("xu2017")
+    return is_state_loss and (reward.kind, reward.source, mdp.steps_per_action) == ("loss", "same_batch", 1)
+
+
 def _loss_state(loss: float) -> np.ndarray:
     return np.array([min(max(loss, -CLIP), CLIP)])
-
-
-def _row(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(values, np.float64))[None]
 
 
 def _number(loss: Tensor | float) -> float:

@@ -20,12 +20,12 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lr_env import __version__
@@ -34,8 +34,10 @@ from lr_env.controllers import BoundController, load_controller, save_controller
 from lr_env.mdp import MDP
 from lr_env.vector_env import LearningRateVectorEnv
 
+from agents.actor_critic import ActorCriticConfig
 from agents.ddpg import DDPG, DDPGConfig
 from agents.evaluation import EvaluationTrainings, interrupts_ignored
+from agents.online_training import OnlineTraining
 
 try:
     import tyro
@@ -54,8 +56,14 @@ except ImportError as error:
     raise ImportError("agents.train needs more packages: pip install 'lr-env[train]'.") from error
 
 
+Configuration = TypeVar("Configuration")
+
+_CONFIGURATIONS: Mapping[str, Callable[[], Any]] = {"actor-critic": ActorCriticConfig, "ddpg": DDPGConfig}
+"""Of this package's own algorithms."""
+
+
 class Agent(Protocol):
-    """What learns: :class:`agents.ddpg.DDPG` or :class:`agents.sb3.SB3Agent`."""
+    """What learns: :class:`agents.ddpg.DDPG`, :class:`agents.online_training.OnlineTraining` or :class:`agents.sb3.SB3Agent`."""
 
     @property
     def num_steps_taken(self) -> int:
@@ -129,7 +137,8 @@ class Training:
         name, family = find_task(options)
         self.num_variants = family.num_variants
         arguments = environment_arguments(options)
-        num_envs = options.num_envs or (max(256, self.num_variants) if options.family else 64)
+        fewest = 1 if options.algorithm == "actor-critic" else 256 if options.family else 64
+        num_envs = options.num_envs or max(fewest, self.num_variants)
         if num_envs < self.num_variants:
             raise ValueError(
                 f"num_envs must be at least {self.num_variants}, so that all variants of {name!r} are trained on, but {num_envs} was given."
@@ -256,11 +265,13 @@ class Training:
         options, environment = self.options, self.environment
         decisions = -(-int(environment.episodes.horizons.max()) // environment.mdp.steps_per_action)
         given = assignments("hyperparameters", options.hyperparameters)
-        if options.algorithm == "ddpg":
-            defaults = dataclasses.asdict(DDPGConfig()) | {"discount": 1 - 1 / (10 * decisions)}
+        if options.algorithm in _CONFIGURATIONS:
+            defaults = dataclasses.asdict(_CONFIGURATIONS[options.algorithm]())
+            if options.algorithm == "ddpg":
+                defaults["discount"] = 1 - 1 / (10 * decisions)
             for name in given:
                 if name not in defaults:
-                    raise unknown_name("hyperparameter of ddpg", name, defaults)
+                    raise unknown_name(f"hyperparameter of {options.algorithm}", name, defaults)
             return defaults | given
         from agents.sb3 import default_hyperparameters
 
@@ -271,18 +282,22 @@ class Training:
     def _make_agent(self) -> Agent:
         options = self.options
         if options.algorithm == "ddpg":
-            return DDPG(self.environment, self._ddpg_config(), options.seed)
+            config = self._configuration(lambda hidden, **others: DDPGConfig(hidden=tuple(hidden), **others))
+            return DDPG(self.environment, config, options.seed)
+        if options.algorithm == "actor-critic":
+            return OnlineTraining(self.environment, self._configuration(ActorCriticConfig), options.seed)
         from agents.sb3 import SB3Agent
 
         log = options.output / "tensorboard" if options.tensorboard else None
         num_variants = self.num_variants if options.scale_rewards else None
         return SB3Agent(options.algorithm, self.environment, self.hyperparameters, options.seed, log, num_variants)
 
-    def _ddpg_config(self) -> DDPGConfig:
+    def _configuration(self, kind: Callable[..., Configuration]) -> Configuration:
         try:
-            return DDPGConfig(**{**self.hyperparameters, "hidden": tuple(self.hyperparameters["hidden"])})
+            return kind(**self.hyperparameters)
         except TypeError as error:
-            raise ValueError(f"A hyperparameter of ddpg has the wrong type: {error}. Given: {self.options.hyperparameters}.") from error
+            name = self.options.algorithm
+            raise ValueError(f"A hyperparameter of {name} has the wrong type: {error}. Given: {self.options.hyperparameters}.") from error
 
     def _new_record(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {

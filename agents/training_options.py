@@ -14,7 +14,9 @@ from lr_env.episodes import find_family
 from lr_env.seeding import check_seed
 from lr_env.tasks import TaskFamily, make_task
 
-Algorithm: TypeAlias = Literal["a2c", "ddpg", "dqn", "ppo", "sac", "td3"]
+from agents.actor_critic import ONLINE_ENVIRONMENT
+
+Algorithm: TypeAlias = Literal["a2c", "actor-critic", "ddpg", "dqn", "ppo", "sac", "td3"]
 
 RESIDUAL_ALGORITHMS = ("ddpg", "sac", "td3")
 """They correct a rule's rate: with relative actions, whose effects add up, they get stuck at the lowest rate more easily."""
@@ -26,15 +28,16 @@ class Process:
 
     optimizer: str = "sgd"
     """Name or mapping of the optimizer whose rate is controlled."""
-    features: tuple[str, ...] = ("scale_free",)
-    """Names of features or sets of them."""
+    features: tuple[str, ...] | None = None
+    """Names of features or sets of them. By default ``scale_free``; ``xu2017``, the loss, for actor-critic."""
     action: str | None = None
-    """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``discrete`` for dqn, ``residual`` for families and for
-    ddpg, sac and td3, else ``relative``."""
-    reward: str = "log_loss"
-    """``log_loss``, ``loss``, or a mapping."""
+    """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``discrete`` for dqn, ``rate`` for
+    actor-critic, ``residual`` for families and for ddpg, sac and td3, else ``relative``."""
+    reward: str | None = None
+    """``log_loss``, ``loss``, or a mapping. By default ``log_loss``; ``loss`` for actor-critic."""
     reward_on: str | None = None
-    """Loss that is rewarded. By default ``reference`` for families and for ddpg, sac and td3, else ``next_batch``."""
+    """Loss that is rewarded. By default ``same_batch`` for actor-critic, ``reference`` for families and for ddpg, sac and td3, else
+    ``next_batch``."""
     loss_floor: float | None = None
     """Floor of the logarithm relative to the first loss. By default 0.01 for families, else 0."""
     lr_min: float | None = None
@@ -56,15 +59,18 @@ class TrainingOptions(Process):
     """Options of a training."""
 
     algorithm: Algorithm = "ppo"
-    """ddpg is this package's own, the others are Stable-Baselines3's."""
+    """ddpg and actor-critic are this package's own, the others are Stable-Baselines3's. actor-critic is the paper's, which learns online; here it
+    goes on from training to training, and the result is its actor, frozen."""
     task: str | None = None
     """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
     family: str | None = None
     """Registered name of a family instead; its variants are mixed in every rollout."""
     steps: int | None = None
-    """Environment steps of all members together. By default 300,000; 200,000 for ddpg, sac and td3, which make more of each."""
+    """Environment steps of all members together. By default 300,000; 200,000 for ddpg, sac and td3, which make more of each; 50,000 for
+    actor-critic, one training at a time."""
     num_envs: int | None = None
-    """Trainings side by side. By default 64; for a family 256, or its variants if there are more."""
+    """Trainings side by side. By default 64; for a family 256, or its variants if there are more; for actor-critic as few as possible, 1 or a
+    family's variants."""
     seed: int = 0
     """Seed of everything."""
     horizon: int | None = None
@@ -72,7 +78,7 @@ class TrainingOptions(Process):
     hyperparameters: tuple[str, ...] = ()
     """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the published defaults."""
     scale_rewards: bool = False
-    """Divide the rewards of each variant by their running scale; not for ddpg."""
+    """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
     compile: bool = False
     """Compile the step of all trainings; takes seconds for each variant, and pays for long runs."""
     num_processes: int = 1
@@ -93,7 +99,8 @@ class TrainingOptions(Process):
     @property
     def total_steps(self) -> int:
         """What ``steps`` says, or its default."""
-        return self.steps or (200_000 if self.algorithm in RESIDUAL_ALGORITHMS else 300_000)
+        defaults = dict.fromkeys(RESIDUAL_ALGORITHMS, 200_000) | {"actor-critic": 50_000}
+        return self.steps or defaults.get(self.algorithm, 300_000)
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,14 @@ def environment_arguments(options: TrainingOptions) -> dict[str, Any]:
 def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = False) -> dict[str, Any]:
     """Arguments of the decision process, with the defaults that suit the algorithm."""
     on_reference = is_family or algorithm in RESIDUAL_ALGORITHMS
-    action = options.action or ("discrete" if algorithm == "dqn" else "residual" if on_reference else "relative")
-    given = _name_or_mapping("reward", options.reward)
+    names = ["scale_free", "residual" if on_reference else "relative", "log_loss", "reference" if on_reference else "next_batch"]
+    defaults = dict(zip(("features", "action", "reward", "reward_on"), names, strict=True))
+    if algorithm == "actor-critic":
+        defaults = ONLINE_ENVIRONMENT
+    elif algorithm == "dqn":
+        defaults["action"] = "discrete"
+    features = options.features or (defaults["features"],)
+    given = _name_or_mapping("reward", options.reward or defaults["reward"])
     reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
     if options.loss_floor is not None:
         reward["loss_floor"] = options.loss_floor
@@ -129,10 +142,10 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         reward.setdefault("loss_floor", 0.01)
     return {
         "optimizer": _name_or_mapping("optimizer", options.optimizer),
-        "features": options.features[0] if len(options.features) == 1 else list(options.features),
-        "action": _name_or_mapping("action", action),
+        "features": features[0] if len(features) == 1 else list(features),
+        "action": _name_or_mapping("action", options.action or defaults["action"]),
         "reward": reward if len(reward) > 1 else reward["kind"],
-        "reward_on": options.reward_on or ("reference" if on_reference else "next_batch"),
+        "reward_on": options.reward_on or defaults["reward_on"],
         "steps_per_action": options.steps_per_action,
         "lr_min": options.lr_min,
         "lr_max": options.lr_max,
@@ -156,8 +169,8 @@ def check_options(options: TrainingOptions) -> None:
         if getattr(options, name) is not None:
             positive_integer(name, getattr(options, name))
     check_seed(options.seed)
-    if options.scale_rewards and options.algorithm == "ddpg":
-        raise ValueError("scale_rewards is for Stable-Baselines3's algorithms. Pass --hyperparameters reward_scale=... to ddpg.")
+    if options.scale_rewards and options.algorithm in ("actor-critic", "ddpg"):
+        raise ValueError("scale_rewards is for Stable-Baselines3's algorithms. Leave it out; ddpg has --hyperparameters reward_scale=....")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"output must be a folder, but {options.output} is a file.")
 

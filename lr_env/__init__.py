@@ -13,6 +13,7 @@ from lr_env.controllers import BoundController, Controller, PolicyNetwork, Share
 from lr_env.env import LearningRateEnv
 from lr_env.files import FileFormatError
 from lr_env.mdp import MDP
+from lr_env.recurrent import RecurrentPolicy
 from lr_env.scheduler import ControllerLR
 from lr_env.tasks import FamilySpecification, NoisyQuadratic, Task, TaskFamily, Variant, make_task, register_task, task_names
 from lr_env.vector_env import LearningRateVectorEnv
@@ -28,6 +29,7 @@ __all__ = [
     "LearningRateVectorEnv",
     "NoisyQuadratic",
     "PolicyNetwork",
+    "RecurrentPolicy",
     "SharedGroupController",
     "Task",
     "TaskFamily",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.files import FileFormatError, read_file, write_file
 from lr_env.mdp import MDP
+from lr_env.recurrent import RecurrentPolicy
 from lr_env.seeding import preserved_global_generators
 
 State: TypeAlias = tuple[np.ndarray, ...] | None
@@ -107,6 +108,20 @@ class PolicyNetwork(nn.Module):
         self.layers = nn.Sequential(*layers, last)
         self._affine = [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments that make another one like this, JSON-ready."""
+        return {name: getattr(self, name) for name in ("num_features", "num_actions", "hidden", "activation", "output")}
+
+    @staticmethod
+    def expected_shapes(architecture: Mapping[str, Any], most_layers: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name, without making them."""
+        widths = [architecture["num_features"], *architecture["hidden"], architecture["num_actions"]]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
+            shapes |= {f"layers.{2 * layer}.weight": (fan_out, fan_in), f"layers.{2 * layer}.bias": (fan_out,)}
+        return shapes
+
     def preactivations(self, observations: Tensor) -> Tensor:
         """What the last layer gives: ``(N, F) -> (N, A)``."""
         values: Tensor = self.layers(observations)
@@ -130,17 +145,22 @@ class PolicyNetwork(nn.Module):
             return _OUTPUTS[self.output](nn.functional.linear(values, *self._affine[-1])).numpy(), state
 
 
+POLICIES: Mapping[str, type[PolicyNetwork] | type[RecurrentPolicy]] = {"perceptron": PolicyNetwork, "lstm": RecurrentPolicy}
+"""What a file can hold, by the name that it gives; one without a name holds a perceptron."""
+
+
 def save_controller(path: str | os.PathLike[str], bound: BoundController) -> None:
     """Writes a controller as one ``.safetensors`` file; equal controllers give equal bytes.
 
     Raises:
-        TypeError: If the controller is no :class:`PolicyNetwork`.
+        TypeError: If the controller is neither a :class:`PolicyNetwork` nor a :class:`lr_env.RecurrentPolicy`.
     """
     policy = bound.controller
-    if not isinstance(policy, PolicyNetwork):
-        raise TypeError(f"Only a PolicyNetwork can be saved, but {type(policy).__name__} was given.")
-    architecture = {name: getattr(policy, name) for name in ("num_features", "num_actions", "hidden", "activation", "output")}
-    write_file(path, CONTROLLER_KIND, {"architecture": architecture, "mdp": bound.mdp.to_dict()}, policy.state_dict())
+    kind = next((name for name, each in POLICIES.items() if type(policy) is each), None)
+    if kind is None or not isinstance(policy, PolicyNetwork | RecurrentPolicy):
+        raise TypeError(f"Only a PolicyNetwork or a RecurrentPolicy can be saved, but {type(policy).__name__} was given.")
+    named = {} if kind == "perceptron" else {"policy": kind}
+    write_file(path, CONTROLLER_KIND, {"architecture": policy.architecture, "mdp": bound.mdp.to_dict()} | named, policy.state_dict())
 
 
 def load_controller(path: str | os.PathLike[str]) -> BoundController:
@@ -153,18 +173,18 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
     metadata, tensors = read_file(path, CONTROLLER_KIND)
     try:
         mdp = MDP(**metadata["mdp"])
-        architecture = metadata["architecture"]
-        widths = [architecture["num_features"], *architecture["hidden"], architecture["num_actions"]]
+        architecture, kind = metadata["architecture"], metadata.get("policy", "perceptron")
+        if kind not in POLICIES:
+            raise unknown_name("policy", kind, POLICIES)
         # Checked before the network is built, so that a file cannot claim more memory than it brings.
-        expected: dict[str, tuple[int, ...]] = {}
-        for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
-            expected |= {f"layers.{2 * layer}.weight": (fan_out, fan_in), f"layers.{2 * layer}.bias": (fan_out,)}
+        expected = POLICIES[kind].expected_shapes(architecture, most_layers=len(tensors))
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"its tensors {found} do not fit its architecture {expected}")
-        policy = PolicyNetwork(**architecture)
+        with preserved_global_generators():
+            policy = POLICIES[kind](**architecture)
         policy.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FileFormatError(f"{os.fspath(path)} is damaged: {error}. Save the controller again.") from error
     return BoundController(policy, mdp)
 

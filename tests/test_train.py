@@ -13,23 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+from agents import ONLINE_ENVIRONMENT
+from agents.actor_critic import OnlineLearner
 from agents.evaluation import _scores
+from agents.online_training import OnlineTraining
 from agents.train import Training, main
 from agents.training_options import TrainingOptions, environment_arguments
-from lr_env import PolicyNetwork, TaskFamily, load_controller, register_task, save_controller
+from lr_env import ControllerLR, RecurrentPolicy, TaskFamily, load_controller, register_task, save_controller
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
+from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import task_names
 from tests.rollouts import tiny_task
 
-ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+ALGORITHMS = ("a2c", "actor-critic", "ddpg", "dqn", "ppo", "sac", "td3")
 OFF_POLICY = ("learning_starts=64", "batch_size=32", "buffer_size=2000")
 HYPERPARAMETERS = {
     "a2c": (),
+    "actor-critic": ("actor_starts=5", "truncation=3"),
     "ddpg": ("learning_starts=64", "batch_size=32", "actor_starts=10", "memory_size=2000", "hidden=[16]"),
     "ppo": ("n_epochs=2",),
     "dqn": OFF_POLICY,
@@ -89,7 +95,7 @@ def test_trains_and_resumes_exactly_after_a_kill(algorithm: str, tmp_path: Path)
     assert len(actual["history"]) >= 2
     assert actual["trainings"] == expected["trainings"]
     last = [training.agent.bind().controller for training in (whole, resumed)]
-    assert isinstance(last[0], PolicyNetwork) and isinstance(last[1], PolicyNetwork)
+    assert isinstance(last[0], torch.nn.Module) and isinstance(last[1], torch.nn.Module)
     for first, second in zip(last[0].parameters(), last[1].parameters(), strict=True):
         assert first.equal(second)
 
@@ -182,6 +188,8 @@ def test_families_have_a_floor(changes: dict[str, Any], expected: object) -> Non
     [
         ({}, ("relative", "next_batch")),
         ({"algorithm": "dqn"}, ("discrete", "next_batch")),
+        ({"algorithm": "actor-critic"}, ("rate", "same_batch")),
+        ({"algorithm": "actor-critic", "family": FAMILY}, ("rate", "same_batch")),
         *(({"algorithm": name}, ("residual", "reference")) for name in ("ddpg", "sac", "td3")),
         ({"algorithm": "td3", "action": "relative", "reward_on": "next_batch"}, ("relative", "next_batch")),
         ({"family": FAMILY}, ("residual", "reference")),
@@ -228,6 +236,10 @@ def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
         ({"hyperparameters": ("discont=2",), "algorithm": "ddpg"}, "Did you mean 'discount'"),
         ({"environment": ("horizonn=3",)}, "Did you mean 'horizon'"),
         ({"scale_rewards": True, "algorithm": "ddpg", "hyperparameters": ()}, "reward_scale"),
+        ({"scale_rewards": True, "algorithm": "actor-critic", "hyperparameters": ()}, "scale_rewards is for Stable-Baselines3"),
+        ({"action": "relative", "algorithm": "actor-critic", "hyperparameters": ()}, 'action="rate"'),
+        ({"hyperparameters": ("discont=0.5",), "algorithm": "actor-critic"}, "hyperparameter of actor-critic 'discont'. Did you mean 'discount'"),
+        ({"hyperparameters": ("discount=x",), "algorithm": "actor-critic"}, "wrong type"),
     ],
 )
 def test_bad_options_are_refused_before_anything_begins(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -337,3 +349,47 @@ def test_exported_model_acts_as_sb3_s(tmp_path: Path) -> None:
     np.testing.assert_allclose(bound.controller.predict(observations)[0], model.predict(observations, deterministic=True)[0], atol=1e-6)
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path / "model.zip"), "--algorithm", "sac", "--features", "absolute"])
+
+
+def test_the_online_actor_critic_goes_on_from_training_to_training(tmp_path: Path) -> None:
+    """One training after another, as Algorithm 1 written out by a learner of one training; the result is the actor, and works in a loop."""
+    training = Training(options(tmp_path, "actor-critic", num_envs=1, steps=25, evaluation_interval=25, evaluation_trainings=2))
+    assert training.environment.num_envs == 1
+    agent = training.agent
+    assert isinstance(agent, OnlineTraining)
+    environment = gym.make("LearningRate-v0", task="digits-logreg", horizon=10, **ONLINE_ENVIRONMENT)
+    [seed] = role_seeds(0, Role.TRAIN, 1)
+    alone = OnlineLearner(1, training.environment.mdp.rate_range(), agent.config, np.random.SeedSequence([0]))
+    observation, info = environment.reset(seed=seed)
+    is_first = True
+    for _ in range(25):
+        rate = alone.act_all(observation[None], np.array([is_first]))[0]
+        loss = info["loss"]
+        observation, reward, terminated, truncated, info = environment.step(np.array([rate]))
+        is_first = terminated or truncated
+        if is_first:
+            observation, info = environment.reset()
+        else:
+            alone.learn(float(reward), np.array([loss - reward]), observation)
+    training.run()
+    for expected, found in zip(alone.actor.parameters(), agent.learner.actor.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    bound = load_controller(training.controller_path)
+    assert isinstance(bound.controller, RecurrentPolicy)
+    weights = torch.nn.Parameter(torch.ones(3))
+    controller = ControllerLR(torch.optim.SGD([weights], 0.1), training.controller_path, total_steps=10)
+    expected_rates, state = [], None
+    for loss in (2.0, 1.5, 1.0):
+        rate, state = bound.controller.predict(np.array([[loss]]), state)
+        expected_rates.append(float(rate[0, 0]))
+        weights.grad = torch.ones(3)
+        controller.step(loss)
+        assert controller.get_last_lr()[0] == pytest.approx(expected_rates[-1])
+
+
+def test_actor_critics_of_a_family_share_one_actor(tmp_path: Path) -> None:
+    given = options(tmp_path, "actor-critic", task=None, family=FAMILY, horizon=None, num_envs=None, evaluation_trainings=2)
+    training = Training(given)
+    assert training.environment.num_envs == 2
+    training.run()
+    assert isinstance(load_controller(training.controller_path).controller, RecurrentPolicy)
