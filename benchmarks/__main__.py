@@ -31,6 +31,8 @@ from lr_env.checks import positive_integer, unknown_name
 
 STORE = "results.sqlite"
 RESULTS = Path("results/bench")
+KEPT = Path("benchmarks/results/standard")
+"""What is published: reports without curves."""
 MOST_WORKERS = 8
 
 Folder: TypeAlias = Annotated[Path, tyro.conf.Positional]
@@ -124,6 +126,24 @@ def freeze(folder: Folder, suite: str | None = None) -> None:
         known[chosen.key][row.track][row.task] = {"default": row.default, "rival": row.rival, "scored": row.scored}
     REFERENCES.write_text(json.dumps(known, indent=1) + "\n")
     make_console().print(f"Written to {REFERENCES}")
+
+
+@app.command
+def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None:
+    """Puts the leaderboards that are kept in a folder into a README, between the lines `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
+
+    Args:
+        folder: Whose `tables/leaderboard-TRACK.md` and `tables/answer.md` are taken, as `lr-bench report` writes them.
+        readme: The file; a relative path is one of the present folder.
+    """
+    tables = [folder / "tables" / "answer.md", *sorted((folder / "tables").glob("leaderboard-*.md"))]
+    if missing := [str(path) for path in (readme, *tables) if not path.is_file()] or ([str(folder)] if len(tables) == 1 else []):
+        raise FileNotFoundError(f"There is no {' and no '.join(missing)}: `lr-bench report` writes tables.")
+    before, begin, rest = readme.read_text().partition("<!-- leaderboard -->\n")
+    _, end, after = rest.partition("<!-- /leaderboard -->\n")
+    if not end:
+        raise ValueError(f"{readme} has no lines <!-- leaderboard --> and <!-- /leaderboard --> to put the leaderboards between.")
+    readme.write_text("".join((before, begin, "\n".join(path.read_text() for path in tables), end, after)))
 
 
 @app.command

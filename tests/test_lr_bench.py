@@ -121,6 +121,25 @@ def test_what_training_cost_stands_in_the_report(folder: Path, monkeypatch: pyte
             run_here(monkeypatch, folder, *arguments, "--training-costs", wrong)
 
 
+def test_leaderboards_are_put_into_a_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run_here(monkeypatch, folder, "report", "out")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- leaderboard -->\nold\n<!-- /leaderboard -->\nafter\n")
+    for _ in range(2):  # the second changes nothing
+        run_here(monkeypatch, folder, "leaderboard", "out/report", "--readme", str(readme))
+        text = readme.read_text()
+        assert text.startswith("before\n<!-- leaderboard -->\nDoes it beat")
+        assert text.endswith("<!-- /leaderboard -->\nafter\n")
+        assert text.count("Leaderboard, SGD + momentum") == 1
+        assert "**Careful**" in text
+        assert "old" not in text
+    readme.write_text("no place")
+    with pytest.raises(SystemExit, match="has no lines <!-- leaderboard -->"):
+        run_here(monkeypatch, folder, "leaderboard", "out/report", "--readme", str(readme))
+    with pytest.raises(SystemExit, match="lr-bench report"):
+        run_here(monkeypatch, folder, "leaderboard", "nowhere", "--readme", str(readme))
+
+
 def test_suites_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run_here(monkeypatch, tmp_path, "list", "--suite", "quick")
     shown = capsys.readouterr().out

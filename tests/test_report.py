@@ -107,7 +107,7 @@ def test_figures_on_the_page_take_its_colours(folder: Path) -> None:
 
 def test_every_table_is_written(summary: Summary, folder: Path) -> None:
     tables = all_tables(summary)
-    assert {path.name for path in (folder / "tables").iterdir()} == {f"{table.name}.{kind}" for table in tables for kind in ("csv", "tex")}
+    assert {path.name for path in (folder / "tables").iterdir()} == {f"{table.name}.{kind}" for table in tables for kind in ("csv", "tex", "md")}
     shown = "".join(Page((folder / "report.html").read_text()).words)
     for table in tables:
         latex = (folder / "tables" / f"{table.name}.tex").read_text()

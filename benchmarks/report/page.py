@@ -19,7 +19,7 @@ _ENVIRONMENT = jinja2.Environment(
 
 
 def write(summary: Summary, folder: Path) -> Path:
-    """Writes ``report.html``, ``summary.json``, ``figures/*.png|svg`` and ``tables/*.csv|tex`` into a folder, replacing what is there.
+    """Writes ``report.html``, ``summary.json``, ``figures/*.png|svg`` and ``tables/*.csv|tex|md`` into a folder, replacing what is there.
 
     Args:
         summary: What to show.
@@ -32,7 +32,7 @@ def write(summary: Summary, folder: Path) -> Path:
     for path in (figures_folder, tables_folder):
         path.mkdir(parents=True, exist_ok=True)
         for old in path.iterdir():  # of a run with other tasks
-            if old.suffix in (".png", ".svg", ".csv", ".tex"):
+            if old.suffix in (".png", ".svg", ".csv", ".tex", ".md"):
                 old.unlink()
     sections: dict[str, list[tuple[Figure, Markup]]] = defaultdict(list)
     for figure in all_figures(summary):
@@ -44,6 +44,7 @@ def write(summary: Summary, folder: Path) -> Path:
     for name, table in tables.items():
         (tables_folder / f"{name}.csv").write_text(table.to_csv())
         (tables_folder / f"{name}.tex").write_text(table.to_latex())
+        (tables_folder / f"{name}.md").write_text(f"{table.title}\n\n{table.to_markdown()}\n{table.note}\n")
     (folder / "summary.json").write_text(summary.to_json())
     page = folder / "report.html"
     names = {"rival": RIVAL, "default": DEFAULT, "pool": POOL, "hindsight": HINDSIGHT}

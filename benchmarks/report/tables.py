@@ -72,9 +72,12 @@ class Table:
         return "\n".join([rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
     def to_markdown(self) -> str:
-        """A table for a README."""
-        lines = [[text.replace("|", r"\|") for text in row] for row in [[column.name for column in self.columns], *self.texts()]]
-        lines.insert(1, ["---" if column.form is None else "---:" for column in self.columns])
+        """A table for a README, without the columns that a narrow place leaves out; rows of entered controllers are bold."""
+        shown = [i for i, column in enumerate(self.columns) if column.key]
+        texts = [[f"**{text}**" if index in self.marked else text for text in row] for index, row in enumerate(self.texts())]
+        rows = [[column.name for column in self.columns], *texts]
+        lines = [[row[i].replace("|", r"\|") for i in shown] for row in rows]
+        lines.insert(1, ["---" if self.columns[i].form is None else "---:" for i in shown])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
     def to_terminal(self) -> RichTable:
