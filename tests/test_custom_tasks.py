@@ -323,10 +323,11 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("infinity in targets", {**REGRESSION, "targets": np.full((50, 1), np.inf)}, ["targets hold NaN or infinity, first in example 0"]),
     ("nan in one pixel", {"inputs": np.where(np.arange(200).reshape(50, 4) == 42, np.nan, INPUTS)}, ["inputs hold NaN", "first in example 10"]),
     ("too large for float32", {"inputs": np.full((50, 4), 1e300)}, ["inputs hold NaN or infinity"]),
-    ("labels from one", {"targets": CLASSES + 1}, ["does not accept outputs (16, 3)", "class indices from 0"]),
+    ("labels from one", {"targets": CLASSES + 1}, ["train targets", "run from 1 to 3", "3 outputs: classes from 0 to 2"]),
+    ("booleans", {"targets": CLASSES > 0}, ["does not accept outputs (16, 3)", "torch.bool", "integer class indices from 0"]),
     ("rare label", {"targets": np.where(np.arange(50) == 49, 3, CLASSES)}, ["run from 0 to 3", "3 outputs: classes from 0 to 2"]),
     ("rare negative label", {"targets": np.where(np.arange(50) == 49, -1, CLASSES)}, ["run from -1 to 1", "Number the classes from 0"]),
-    ("negative labels", {"targets": CLASSES - 5}, ["does not accept outputs (16, 3)", "class indices from 0"]),
+    ("negative labels", {"targets": CLASSES - 5}, ["run from -5 to -3", "Number the classes from 0"]),
     ("float labels", {"targets": CLASSES.astype(np.float32)}, ["does not accept outputs", "class indices from 0"]),
     ("one-hot of other width", {"targets": np.eye(4)[CLASSES]}, ["does not accept outputs (16, 3)", "targets (16, 4)"]),
     ("column of labels", {"targets": CLASSES[:, None]}, ["does not accept outputs (16, 3)", "targets (16, 1)"]),
@@ -378,6 +379,8 @@ def test_data_that_are_neither() -> None:
         Task("wrong", linear, "cross_entropy", (INPUTS, CLASSES), batch_size=8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"inputs must be a tensor, but ndarray was given\. Task\.from_tensors"):
         Split(INPUTS, CLASSES)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"loss of task 'wrong' must be one of cross_entropy, .*, but NoneType was given"):
+        Task.from_tensors("wrong", linear, INPUTS, CLASSES, loss=None, batch_size=8)  # type: ignore[arg-type]
 
 
 def test_empty_splits() -> None:

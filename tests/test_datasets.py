@@ -447,7 +447,7 @@ def test_a_failed_download_says_what_to_do(
     folder = cache_folder / "tinyshakespeare"
     url = SOURCES["tinyshakespeare"].url
     for fragment in [
-        f"There is no file {folder / 'input.txt'}",
+        f"There is no file {folder / 'input.txt'}; it must have SHA-256 {sha256(TEXT)}",
         "'tinyshakespeare'",
         f"{url}input.txt",
         f"Put the file into {folder}",

@@ -386,6 +386,7 @@ def test_the_shipped_family_runs_side_by_side() -> None:
         (lambda: draw_of(batch_size=[2000, 3000]), ValueError, "batch_size starts at 2000, but .* has 1259 training examples"),
         (lambda: draw_of(architectures=["cnn"], convolutions=[4, 4]), ValueError, "4 convolutions halve the 8×8 images of data set 'digits' away"),
         (lambda: gym.make("LearningRate-v0", task={"optimizers": ["adan"]}), ValueError, "Unknown optimizer 'adan'"),
+        (lambda: TaskFamily("odd", lambda _: 1 / 0, num_variants=2).variants, ValueError, "Drawing variant 0 .* failed: ZeroDivisionError: division"),
         (lambda: Variant(tiny_task(), data_fraction=0.0), ValueError, "data_fraction must be in \\(0, 1\\], but 0.0"),
         (lambda: Variant(tiny_task(), data_fraction=0.1), ValueError, "leaves 10 of the 102 training examples .* fewer than its batch_size 16"),
         (lambda: Variant(quadratic(), data_fraction=0.5), ValueError, "draws fresh samples, so that data_fraction must be 1"),

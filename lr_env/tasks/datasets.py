@@ -229,7 +229,7 @@ def read_verified(name: str, file: str) -> bytes:
             return _verified(given[0], SOURCES[name].hashes[file])
         except FileFormatError as error:
             raise FileFormatError(f"{error} Replace it by {source}, or delete it to let it be downloaded.") from None
-    problem: Exception = FileNotFoundError(f"There is no file {cached}.")
+    problem: Exception = FileNotFoundError(f"There is no file {cached}; it must have SHA-256 {SOURCES[name].hashes[file]}.")
     if cached.is_file():
         try:
             return _verified(cached, SOURCES[name].hashes[file])

@@ -194,8 +194,9 @@ class TaskFamily:
         source = f"variant {index} of family {self.name!r} (family_seed={self.family_seed})"
         try:
             drawn = self.task(np.random.default_rng(np.random.SeedSequence([self.family_seed, index])))
-        except ValueError as error:
-            raise ValueError(f"Drawing {source} failed: {error}") from error
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ValueError(f"Drawing {source} failed: {kind}{error}") from error
         if not isinstance(drawn, (Task, Variant)):
             raise TypeError(f"A family draws Tasks, but {source} is of type {type(drawn).__name__}.")
         return _as_variant(drawn)

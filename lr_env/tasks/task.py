@@ -209,7 +209,7 @@ class Task:
         observed_loss: Per-example loss that observations and rewards use in place of ``loss`` (a noise-free one); None for the same.
 
     Raises:
-        TypeError: If the data are neither a data set nor a sampler.
+        TypeError: If the data are neither a data set nor a sampler, or the loss is no function.
         ValueError: If model, data and loss do not fit each other, or data are empty. The message says what to do.
             :func:`lr_env.testing.check_task` finds what shows only in training.
     """
@@ -229,6 +229,11 @@ class Task:
             if self.loss not in LOSSES:
                 raise unknown_name("loss", self.loss, LOSSES)
             object.__setattr__(self, "loss", LOSSES[self.loss])
+        if not callable(self.loss):
+            raise TypeError(
+                f"The loss of task {self.name!r} must be one of {', '.join(LOSSES)}, or a function (outputs, targets) -> losses (B,), "
+                f"but {type(self.loss).__name__} was given."
+            )
         if not math.isfinite(self.loss_lower_bound):
             raise ValueError(f"loss_lower_bound must be a finite number, but {self.loss_lower_bound!r} was given. Take a bound that is low enough.")
         for attribute in ("batch_size", "horizon"):
@@ -400,8 +405,10 @@ class Task:
             except Exception as error:
                 hint = "" if inputs.is_floating_point() else " Most layers want floating-point inputs: convert them, inputs.float()."
                 raise ValueError(f"The model of task {self.name!r} does not accept its data ({context}): {error}.{hint}") from error
+            if isinstance(outputs, Tensor) and outputs.dim() > 1:
+                self._check_classes(targets, outputs.shape[1])
+            assert callable(self.loss)
             try:
-                assert callable(self.loss)
                 losses = self.loss(outputs, targets)
             except Exception as error:
                 raise ValueError(
@@ -416,8 +423,6 @@ class Task:
             raise ValueError(f"The loss of task {self.name!r} does not depend on the parameters of its model.")
         if losses.is_complex():
             raise ValueError(f"The loss of task {self.name!r} must return real numbers, but returned {losses.dtype}. Take the absolute value.")
-        if self.loss is _cross_entropy and isinstance(self.data, Data) and not targets.is_floating_point():
-            self._check_classes(outputs.shape[1])
 
     def _check_parameters(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
@@ -435,13 +440,14 @@ class Task:
     def _advice(self) -> str:
         """What the loss wants."""
         if self.loss is _cross_entropy:
-            return "Classification wants one output per class and class indices from 0 as targets."
+            return "Classification wants one output per class and integer class indices from 0 as targets."
         if self.loss is _squared_error:
             return "Regression wants as many target numbers as outputs for each example."
         return "It is called as loss(outputs, targets) with whole minibatches."
 
-    def _check_classes(self, num_classes: int) -> None:
-        assert isinstance(self.data, Data)
+    def _check_classes(self, targets: Tensor, num_classes: int) -> None:
+        if self.loss is not _cross_entropy or not isinstance(self.data, Data) or targets.is_floating_point() or targets.dtype == torch.bool:
+            return
         for name in SPLITS:
             labels = getattr(self.data, name).targets
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_env.tasks.family import TaskFamily
-from lr_env.tasks.task import ACCURACY, LOSSES, Metric
+from lr_env.tasks.task import ACCURACY, LOSSES, Data, Metric
 from lr_env.training.gradients import GradientFunction
 from lr_env.training.signals import Groups
 
@@ -180,7 +180,9 @@ def make_kernel(family: TaskFamily, gradient_function: GradientFunction, groups:
     perceptron = Perceptron.of(gradient_function.model)
     if perceptron is None or perceptron.size != parameters.shape[1] or perceptron.size > LARGEST_SIZE:
         return None
-    is_classification = task.loss is LOSSES["cross_entropy"] and targets.dim() == 2 and not targets.is_floating_point()
+    # The classes of a data set are checked when a task is made; those of a sampler might lie outside, where the kernel would read.
+    has_classes = isinstance(task.data, Data) and targets.dim() == 2 and targets.dtype == torch.int64
+    is_classification = task.loss is LOSSES["cross_entropy"] and has_classes
     is_regression = task.loss is LOSSES["mean_squared_error"] and math.prod(targets.shape[2:]) == perceptron.widths[-1]
     has_vectors = math.prod(inputs.shape[2:]) == perceptron.widths[0] and inputs.dtype == parameters.dtype
     if task.observed_loss is not None or not has_vectors or not (is_classification or (is_regression and targets.dtype == parameters.dtype)):
