@@ -301,7 +301,7 @@ WRONG_TASKS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("infinity", {"inputs": np.full((50, 4), np.inf)}, ["NaN or infinity"]),
     ("width", {"model": lambda: nn.Linear(5, 3)}, ["does not accept its data", "(16, 4)"]),
     ("dtype", {"inputs": np.ones((50, 4), np.int64)}, ["does not accept its data", "torch.int64"]),
-    ("too few outputs", {"model": lambda: nn.Linear(4, 2)}, ["does not accept outputs (16, 2)", "one output per class"]),
+    ("too few outputs", {"model": lambda: nn.Linear(4, 2)}, ["run from 0 to 2", "2 outputs: classes from 0 to 1", "give the model more outputs"]),
     ("float classes", {"targets": CLASSES.astype(float)}, ["does not accept outputs", "class indices from 0"]),
     ("mean loss", {"loss": nn.CrossEntropyLoss()}, ["one value per example, shape (16,)", 'reduction="none"']),
     ("constant loss", {"loss": lambda outputs, targets: torch.zeros(16)}, ["does not depend on the parameters"]),

@@ -143,3 +143,5 @@ def test_compiled_it_does_the_same() -> None:
 def test_wrong_options_are_refused(specification: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gym.make("LearningRate-v0", task=tiny_task(), circuit_breaker=specification)
+    with pytest.raises(TypeError, match="circuit_breaker must be True, False or a mapping of options, but 3 was given"):
+        gym.make("LearningRate-v0", task=tiny_task(), circuit_breaker=3)

@@ -243,7 +243,7 @@ def test_the_user_s_mapping_is_not_changed() -> None:
     ("specification", "message"),
     [
         ("adm", "Unknown optimizer 'adm'. Did you mean 'adam'"),
-        ({"momentum": 0.9}, "Unknown optimizer 'None'"),
+        ({"momentum": 0.9}, "mapping must have a name, such as .*, but {'momentum': 0.9} was given"),
         ({"name": "adam", "beta": 0.9}, "Unknown hyperparameter of optimizer 'adam' 'beta'. Did you mean"),
         ({"name": "momentum", "momentum": 1.0}, r"momentum must be in \[0, 1\), but 1.0 was given"),
         ({"name": "sgd", "nesterov": True}, "Nesterov's momentum needs a momentum > 0"),

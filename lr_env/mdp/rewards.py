@@ -121,10 +121,13 @@ def make_circuit_breaker(specification: bool | Mapping[str, Any]) -> CircuitBrea
     """The circuit breaker of True, or of ``{"threshold": 2.0}`` with options; None of False.
 
     Raises:
+        TypeError: If it is none of these.
         ValueError: If an option is unknown or out of range.
     """
     if isinstance(specification, bool):
         return CircuitBreaker() if specification else None
+    if not isinstance(specification, Mapping):
+        raise TypeError(f"circuit_breaker must be True, False or a mapping of options, but {specification!r} was given.")
     for option in specification:
         if option not in CircuitBreaker.__dataclass_fields__:
             raise unknown_name("option of the circuit breaker", option, CircuitBreaker.__dataclass_fields__)

@@ -400,7 +400,9 @@ def make_optimizer(specification: OptimizerSpecification) -> tuple[Optimizer | T
         rate = made.default_rate
         return made, RateDefaults(rate / 10**DECADES_BELOW, rate * 10**DECADES_ABOVE, rate)
     options = {"name": specification} if isinstance(specification, str) else dict(specification)
-    name = str(options.pop("name", None))
+    if "name" not in options:
+        raise ValueError(f"An optimizer's mapping must have a name, such as {{'name': 'adam', 'beta1': 0.95}}, but {options!r} was given.")
+    name = str(options.pop("name"))
     if name not in _DEFINITIONS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     kind, defaults, rates = _DEFINITIONS[name]
