@@ -198,9 +198,16 @@ class SharedGroupController:
     Args:
         controller: For observations ``(N, F)``.
         num_groups: G.
+
+    Raises:
+        TypeError: If the controller has no method ``predict``.
+        ValueError: If there is no group.
     """
 
     def __init__(self, controller: Controller, num_groups: int) -> None:
+        if not callable(getattr(controller, "predict", None)):
+            advice = "pass its attribute `controller`" if isinstance(controller, BoundController) else "see lr_env.controllers.Controller"
+            raise TypeError(f"A controller with a method predict is needed, but {type(controller).__name__} was given: {advice}.")
         self.controller, self.num_groups = controller, positive_integer("num_groups", num_groups)
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:

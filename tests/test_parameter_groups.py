@@ -15,7 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import nn
 
-from lr_env import LearningRateVectorEnv, SharedGroupController, TaskFamily
+from lr_env import MDP, BoundController, LearningRateVectorEnv, SharedGroupController, TaskFamily
 from lr_env.mdp import FEATURES, MDP
 from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.models import mlp
@@ -227,6 +227,13 @@ def test_one_policy_for_all_groups() -> None:
     observation, _ = env.reset(seed=0)
     actions, _ = SharedGroupController(Doubling(), num_groups=4).predict(observation)
     assert env.step(np.clip(actions, -1, 1))[0].shape == (2, 8)
+
+
+def test_only_controllers_are_shared() -> None:
+    with pytest.raises(TypeError, match=r"method predict is needed, but BoundController was given: pass its attribute `controller`\."):
+        SharedGroupController(BoundController(Doubling(), MDP()), num_groups=2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"method predict is needed, but int was given: see lr_env\.controllers\.Controller\."):
+        SharedGroupController(3, num_groups=2)  # type: ignore[arg-type]
 
 
 def test_shared_momenta_stand_behind_the_rates() -> None:
