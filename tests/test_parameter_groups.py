@@ -15,7 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import nn
 
-from lr_env import MDP, BoundController, LearningRateVectorEnv, SharedGroupController, TaskFamily
+from lr_env import BoundController, LearningRateVectorEnv, SharedGroupController, TaskFamily
 from lr_env.mdp import FEATURES, MDP
 from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.models import mlp
