@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +15,10 @@ from rich.table import Table as RichTable
 
 from benchmarks.report.words import interval, number, percent, plain, probability, runs, seconds, share, short_runs, track_name
 from benchmarks.statistics import Interval
-from benchmarks.summary import RIVAL, Problem, Summary
+from benchmarks.summary import RIVAL, Summary
+
+NAMED_TASKS = 4
+"""Tasks that a row names, at most; of more it gives the number."""
 
 LATEX_ESCAPES = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -111,8 +115,8 @@ def all_tables(summary: Summary) -> list[Table]:
         budgets(summary),
         references(summary),
         *(entries(summary, track) for track in summary.tracks),
-        _problems("failed", "Cells that failed", summary.failed),
-        _problems("missing", "Cells that are not there yet", summary.missing),
+        failed(summary),
+        missing(summary),
     ]
 
 
@@ -330,9 +334,21 @@ def entries(summary: Summary, track: str) -> Table:
     return _table(f"entries-{track}", f"Every task, {track_name(track)}", columns, rows, summary, "S is not clipped here.", contestant=1)
 
 
-def _problems(name: str, title: str, problems: tuple[Problem, ...]) -> Table:
+def failed(summary: Summary) -> Table:
+    """The cells whose result is an error."""
     columns = (Column("Optimizer"), Column("Task"), Column("Contestant"), Column("Role"), Column("Point"), Column("What"))
-    return Table(name, title, columns, tuple((track_name(row.track), row.task, row.contestant, row.role, row.point, row.problem) for row in problems))
+    rows = tuple((track_name(row.track), row.task, row.contestant, row.role, row.point, row.problem) for row in summary.failed)
+    return Table("failed", "Cells that failed", columns, rows)
+
+
+def missing(summary: Summary) -> Table:
+    """The cells without a result, those of a contestant in one row."""
+    tasks: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in summary.missing:
+        tasks[track_name(row.track), row.contestant, row.role, row.point, row.problem].append(row.task)
+    columns = (Column("Optimizer"), Column("Contestant"), Column("Role"), Column("Point"), Column("What"), Column("Tasks"))
+    rows = tuple((*key, ", ".join(names) if len(names) <= NAMED_TASKS else f"{len(names)} tasks") for key, names in tasks.items())
+    return Table("missing", "Cells that are not there yet", columns, rows)
 
 
 def _table(
