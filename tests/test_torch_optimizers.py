@@ -11,6 +11,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from lr_env import MDP, LearningRateVectorEnv
+from lr_env.episodes import Episodes
 from lr_env.training import OPTIMIZERS, parameter_groups
 from tests import reference
 from tests.rollouts import Rollout, assert_same_bits, roll_out, tiny_task
@@ -65,6 +66,36 @@ def test_branches_and_automatic_resets(mode: str) -> None:
         rollouts[0].add(*env.step(action))
         rollouts[1].add(*other.step(action))
     assert_same_bits(*rollouts)
+
+
+class OnlyForwards(torch.optim.SGD):
+    """Refuses a rate of 0, as some do by accident; counts its steps."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.param_groups[0]["lr"] > 0
+        self.steps += 1
+        return super().step(closure)
+
+
+def test_the_optimizers_of_those_who_rest_make_no_step() -> None:
+    made: list[OnlyForwards] = []
+
+    def make(parameters: Any) -> OnlyForwards:
+        made.append(OnlyForwards(parameters, lr=0.1))
+        return made[-1]
+
+    episodes = Episodes(tiny_task(), 2, MDP(make, features="daniel2016"))
+    episodes.restart(np.arange(2), [0, 1])
+    episodes.begin(np.arange(2))
+    own = made[-2:]
+    for members in ([0], [1], [1], [0, 1]):
+        before = episodes.population.parameters.clone()
+        episodes.step(np.zeros((2, 1)), np.array(members))
+        changed = (episodes.population.parameters != before).any(1)
+        assert changed.tolist() == [member in members for member in range(2)]
+    assert [optimizer.steps for optimizer in own] == [2, 3]
 
 
 def test_the_checker_passes_and_the_range_surrounds_the_optimizer_s_own_rate() -> None:

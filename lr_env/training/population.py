@@ -410,14 +410,17 @@ class Population:
         rows = torch.from_numpy(others)
         before = {name: value[rows] for name, value in self.state.items()}
         generators = [self._generators[member].get_state() for member in others] if self._gradient_function.is_stochastic else []
-        optimizers = None if self._member_optimizers is None else self._member_optimizers.get_state(others)
-        yield
-        if self._member_optimizers is not None and optimizers is not None:
-            self._member_optimizers.set_state(optimizers, others)
-        for name, value in self.state.items():
-            value[rows] = before[name]
-        for member, generator_state in zip(others, generators, strict=False):
-            self._generators[member].set_state(generator_state)
+        if self._member_optimizers is not None:
+            self._member_optimizers.resting = frozenset(others.tolist())
+        try:
+            yield
+        finally:
+            if self._member_optimizers is not None:
+                self._member_optimizers.resting = frozenset()
+            for name, value in self.state.items():
+                value[rows] = before[name]
+            for member, generator_state in zip(others, generators, strict=False):
+                self._generators[member].set_state(generator_state)
 
     def losses_on(self, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """Losses ``(N,)``, float64, of the present weights on given minibatches ``(N, B, …)``, in training mode: one forward pass."""

@@ -67,11 +67,15 @@ class MemberOptimizers:
         layout: Where each parameter lies.
         groups: The names of the parameters of each group, ``(G,)``.
         parameters: The weights, ``(N, P)``.
+
+    Attributes:
+        resting: Members whose optimizers make no step.
     """
 
     def __init__(self, optimizer: TorchOptimizer, layout: ParameterLayout, groups: Sequence[Sequence[str]], parameters: Tensor) -> None:
         self._optimizer, self._layout, self._groups = optimizer, layout, groups
         self._members = [self._make(row) for row in parameters]
+        self.resting: frozenset[int] = frozenset()
 
     def restart(self, members: np.ndarray, parameters: Tensor) -> None:
         """Gives members ``(K,)`` new optimizers of their weights in ``parameters (N, P)``."""
@@ -79,18 +83,20 @@ class MemberOptimizers:
             self._members[member] = self._make(parameters[member])
 
     def apply(self, parameters: Tensor, gradients: Tensor, rates: Tensor, steps: Tensor) -> Tensor:
-        """The weights ``(N, P)`` after a step at rates ``(N, G)`` of all members that have made one, by ``steps (N, 1)``."""
+        """The weights ``(N, P)`` after a step at rates ``(N, G)`` of all members that have made one, by ``steps (N, 1)``, but the resting."""
         result = parameters.clone()
         for i, member in enumerate(self._members):
-            if int(steps[i, 0]) > 0:
+            if int(steps[i, 0]) > 0 and i not in self.resting:
                 result[i] = self._step(member, parameters[i], gradients[i], rates[i].tolist())
         return result
 
     def directions(self, parameters: Tensor, gradients: Tensor) -> Tensor:
-        """What a step at rate 1 would subtract, ``(N, P)``; the optimizers stay as they are."""
-        ones = [1.0] * len(self._groups)
-        rows = [self._step(copy.deepcopy(member), parameters[i], gradients[i], ones) for i, member in enumerate(self._members)]
-        return parameters - torch.stack(rows)
+        """What a step at rate 1 would subtract, ``(N, P)``, 0 for the resting; the optimizers stay as they are."""
+        ones, result = [1.0] * len(self._groups), parameters.clone()
+        for i, member in enumerate(self._members):
+            if i not in self.resting:
+                result[i] = self._step(copy.deepcopy(member), parameters[i], gradients[i], ones)
+        return parameters - result
 
     def evaluated(self, parameters: Tensor) -> Tensor:
         """The weights to evaluate in place of ``parameters (N, P)``; the optimizers stay as they are."""
