@@ -16,10 +16,12 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.store import Store
+from benchmarks.suites import find_suite
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("LR_BENCH_KILLS", "2"))
-"""How often a real run is killed: `LR_BENCH_KILLS=20 pytest tests/test_lr_bench.py -k killed`."""
+KILLED_SUITE = os.environ.get("LR_BENCH_KILLED_SUITE", "smoke")
+"""How often a real run is killed, and of what suite: `LR_BENCH_KILLS=20 LR_BENCH_KILLED_SUITE=quick pytest tests/test_lr_bench.py -k killed -s`."""
 
 TEN_LINES = """
 import numpy as np
@@ -165,7 +167,8 @@ def results(path: Path) -> dict[str, list[bytes]]:
     """All that tables and curves are made from, bit for bit."""
     with Store(path) as store:
         return {
-            cell.key: [value.tobytes() for value in vars(result).values() if isinstance(value, np.ndarray)] for cell, result in store.cells("smoke-2")
+            cell.key: [value.tobytes() for value in vars(result).values() if isinstance(value, np.ndarray)]
+            for cell, result in store.cells(find_suite(KILLED_SUITE).key)
         }
 
 
@@ -181,14 +184,14 @@ def begin(arguments: tuple[str, ...], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(tmp_path: Path) -> None:
-    run, moments = ("run", "--suite", "smoke", "--workers", "1", "--output"), random.Random(0)
+    run, moments = ("run", "--suite", KILLED_SUITE, "--workers", "1", "--output"), random.Random(0)
     whole = begin((*run, "whole"), tmp_path)
     start = time.monotonic()
     assert whole.wait() == 0
     duration, left = time.monotonic() - start, []
     while len(left) < KILLS:
         process = begin((*run, "pieces"), tmp_path)
-        time.sleep(moments.uniform(0, duration / 2))
+        time.sleep(moments.uniform(0, duration / max(2, KILLS / 2)))
         process.kill()
         if process.wait() == 0:
             break
