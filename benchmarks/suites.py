@@ -87,7 +87,7 @@ class SuiteTask:
     is_costly: bool = False
     side_by_side: int = 128
     microseconds: float = 50.0
-    evaluation: float = 2.0
+    evaluation: float = 0.5
     centres: Mapping[str, float] = field(default_factory=dict)
     examples: int | None = None
 
@@ -277,30 +277,30 @@ STANDARD = Suite(
         "standard",
         (
             _held_out(0, 816, "medium", 130),
-            _held_out(1, 315, "medium", 150, evaluation=15),
-            _held_out(2, 67, "short", 1100, side_by_side=32, evaluation=100),
-            _held_out(3, 870, "medium", 90, evaluation=5),
-            _held_out(4, 381, "noise", 200, side_by_side=64, evaluation=40),
-            _held_out(5, 228, "short", 750, side_by_side=32, evaluation=35),
-            _held_out(6, 1471, "noise", 250, side_by_side=64, is_costly=True, pool=30, evaluation=80),
-            _held_out(7, 136, "short", 1300, side_by_side=64, evaluation=35),
+            _held_out(1, 315, "medium", 150),
+            _held_out(2, 67, "short", 1100, side_by_side=32, evaluation=20),
+            _held_out(3, 870, "medium", 90),
+            _held_out(4, 381, "noise", 200, side_by_side=64, evaluation=10),
+            _held_out(5, 228, "short", 750, side_by_side=32, evaluation=4),
+            _held_out(6, 1471, "noise", 250, side_by_side=64, is_costly=True, pool=30, evaluation=10),
+            _held_out(7, 136, "short", 1300, side_by_side=64, evaluation=4),
             _held_out(8, 259, "short", 60),
             _held_out(9, 212, "short", 50),
-            _held_out(10, 83, "short", 150, evaluation=4),
-            _held_out(11, 241, "short", 1300, side_by_side=32, is_costly=True, pool=30, evaluation=150),
+            _held_out(10, 83, "short", 150, evaluation=2),
+            _held_out(11, 241, "short", 1300, side_by_side=32, is_costly=True, pool=30, evaluation=20),
             _noise(0, 5000, 15),
             _noise(1, 5000, 15),
             _noise(2, 5000, 15),
             _noise(3, 5000, 45),
             SuiteTask("diabetes-mlp", "diabetes-mlp", 1000, "medium", 2, 10, 100, 3, side_by_side=512, microseconds=10),
             SuiteTask("digits-logreg", "digits-logreg", 100, "short", 2, 10, 100, 3, side_by_side=256, microseconds=20),
-            SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 30, 3, None, None, True, 32, 800, 25),
-            SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 30, 3, None, 16, True, 32, 600, 10),
-            SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 30, 3, None, None, True, 32, 2100, 110),
-            SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 10, 3, None, None, True, 4, 7000, 1400),
-            SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 10, 3, None, 16, True, 4, 1700, 600),
+            SuiteTask("mnist-mlp", "mnist-mlp", 500, "medium", 1, 10, 30, 3, None, None, True, 32, 800, 8),
+            SuiteTask("fashion-mlp", "fashion-mlp", 1000, "noise", 1, 10, 30, 3, None, 16, True, 32, 600, 8),
+            SuiteTask("mnist-autoencoder", "mnist-autoencoder", 300, "medium", 1, 5, 30, 3, None, None, True, 32, 2100, 25),
+            SuiteTask("mnist-cnn", "mnist-cnn", 100, "short", 1, 5, 10, 3, None, None, True, 4, 7000, 450),
+            SuiteTask("fashion-cnn", "fashion-cnn", 200, "noise", 1, 5, 10, 3, None, 16, True, 4, 1700, 200),
             SuiteTask(
-                "shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 10, 3, None, None, True, 3, 14500, 700, examples=1024
+                "shakespeare-transformer", "shakespeare-transformer", 100, "short", 1, 5, 10, 3, None, None, True, 3, 14500, 300, examples=1024
             ),
         ),
     ),

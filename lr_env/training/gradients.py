@@ -24,6 +24,9 @@ Engine: TypeAlias = Literal["auto", "batched", "looped"]
 Buffers: TypeAlias = dict[str, Tensor]
 ENGINES: tuple[Engine, ...] = ("auto", "batched", "looped")
 
+LARGEST_EVALUATED_SIDE_BY_SIDE = 2**14
+"""Parameters of a model. A large one, and convolutions, see many examples at once in an evaluation; on a CPU, member by member is faster then."""
+
 
 class ParameterLayout:
     """Where each parameter of a model lies in a flat vector."""
@@ -97,6 +100,13 @@ class GradientFunction:
         if len(results) == 1:
             return results[0][0].unsqueeze(0), results[0][1].unsqueeze(0)
         return torch.stack([gradient for gradient, _ in results]), torch.stack([loss for _, loss in results])
+
+    @property
+    def evaluates_side_by_side(self) -> bool:
+        """Whether evaluations of all members are one batched computation; the same for any number of members."""
+        shapes = self.layout.shapes.values()  # weights of convolutions have more than two dimensions
+        is_small = self.layout.size <= LARGEST_EVALUATED_SIDE_BY_SIDE and all(len(shape) <= 2 for shape in shapes)
+        return self.engine == "batched" and (is_small or next(self.model.parameters()).is_cuda)
 
     def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]) -> Tensor:
         """The losses ``(N,)`` alone, in training mode; arguments as above, but buffers and generators stay as they are."""

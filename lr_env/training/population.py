@@ -508,7 +508,7 @@ class Population:
                 self._kernel = make_kernel(self.family, gradients, self.groups, unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
-            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.engine == "batched", self._backend)
+            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._backend)
         return self._evaluation
 
     def _examples(self, name: SplitName, subset: np.ndarray | None) -> tuple[Tensor, Tensor]:
