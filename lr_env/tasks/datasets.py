@@ -261,7 +261,7 @@ def _download(name: str, file: str, target: Path, problem: Exception) -> None:
     try:
         pooch.retrieve(url, f"sha256:{SOURCES[name].hashes[file]}", target.name, target.parent, progressbar=True)
     except requests.RequestException as error:
-        raise type(problem)(f"{failure}: {error}. {advice}") from error
+        raise type(problem)(f"{failure}: {error}. {advice}") from None  # the libraries' own would fill two screens
     except ValueError as error:  # another hash
         raise FileFormatError(f"{failure}, as what came is truncated or altered: {error} Try again later. {advice}") from error
     except OSError as error:
