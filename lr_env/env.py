@@ -136,9 +136,10 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
 
     - Divergence: the loss is not finite, or ℓ − b > ``divergence`` = 20 times its first value: ``terminated``; Φ goes to its upper
       bound, so that a diverged return is the worst there is; ``info["diverged"]`` is True.
-      With ``circuit_breaker`` no training diverges: where ℓ − b > ``threshold`` = 1.5 times its average over ``time_constant`` = 10 SGD steps
-      without a jump, the training goes back to its last safe state (ℓ − b not above the average), and the reward is the change of
-      Φ less ``penalty`` = 1; ``info["rolled_back"]`` is True. The data go on and the step counts (SOLAR 2026).
+      With ``circuit_breaker`` no training diverges: where ℓ − b > ``threshold`` = 1.5 times its average E over ``time_constant`` = 10 SGD steps
+      (SOLAR 2026), and above E by more than ``deviations`` = 5 mean absolute deviations (ours; else the noise of small minibatches counts), the
+      training goes back to its last safe state (ℓ − b ≤ E), and the reward is the change of Φ less ``penalty`` = 1; ``info["rolled_back"]`` is
+      True. The data go on and the step counts.
     - After ``horizon`` SGD steps: ``terminated`` where ``progress`` is observed (the end is part of the state), else ``truncated``.
 
     ## Arguments
@@ -154,7 +155,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``initial_rate_decades`` | 0 | random offset of the start, decades |
     | ``lr_groups`` | ``"global"`` | parameter groups with rates of their own: ``"layer"`` (one for each module with parameters), ``"tensor"`` (one for each parameter), or lists of parameter names |
     | ``control_momentum`` | False | the action chooses the momentum or β₁ too |
-    | ``circuit_breaker`` | False | True, or a mapping with ``threshold``, ``penalty``, ``time_constant``: undoes steps that make the loss jump, see above |
+    | ``circuit_breaker`` | False | True, or a mapping with ``threshold``, ``penalty``, ``time_constant``, ``deviations``: undoes steps that make the loss jump, see above |
     | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
     | ``variant`` | 0 | which variant of a family is trained |
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |

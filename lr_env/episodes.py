@@ -126,11 +126,11 @@ class SafeStates:
         table: Of the process.
 
     Attributes:
-        averages: Of ℓ − b over the steps without a jump, ``(N,)``.
+        levels: E and D of :class:`lr_env.mdp.CircuitBreaker`, ``(2, N)``.
     """
 
     def __init__(self, state: State, table: Array) -> None:
-        self.averages = np.zeros(table.shape[-1])
+        self.levels = np.zeros((2, table.shape[-1]))
         self._state, self._table = {name: value.clone() for name, value in state.items()}, copy.deepcopy(table)
 
     def keep(self, members: np.ndarray, state: State, table: Array) -> None:
@@ -147,11 +147,11 @@ class SafeStates:
         """Everything that is kept of members ``(K,)``."""
         rows = torch.from_numpy(members)
         tensors = {name: value[rows] for name, value in self._state.items()}
-        return {"averages": self.averages[members], "tensors": tensors, "table": self._table[..., members]}
+        return {"levels": self.levels[:, members], "tensors": tensors, "table": self._table[..., members]}
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
-        self.averages[members] = state["averages"]
+        self.levels[:, members] = state["levels"]
         rows = torch.from_numpy(members)
         for name, value in self._state.items():
             value[rows] = state["tensors"][name]
@@ -547,17 +547,18 @@ class Episodes:
             self.process.begin_potential(self.process.record(columns), self._to_table(losses[members]))
         self.table[..., members] = columns
         if self._safe is not None:
-            self._safe.averages[members] = self.losses[members] - self.lower_bounds[members]
+            self._safe.levels[0, members] = self.losses[members] - self.lower_bounds[members]
+            self._safe.levels[1, members] = 0
             self._safe.keep(members, self.population.state, self.table)
 
     def _roll_back(self, safe: SafeStates, outcome: Outcome, running: np.ndarray) -> None:
         """The circuit breaker: those whose loss has jumped go back to their last safe state; the others' states are kept where they are safe."""
         breaker, process, excess = self.process.circuit_breaker, self.process, outcome.losses - self.lower_bounds
         assert breaker is not None
-        jumped = running & ~(excess <= breaker.threshold * safe.averages)
+        jumped = running & ~(excess <= breaker.limits(safe.levels))
         calm = running & ~jumped
-        is_safe = calm & (excess <= safe.averages)
-        safe.averages[calm] += (excess - safe.averages)[calm] / breaker.time_constant
+        is_safe = calm & (excess <= safe.levels[0])
+        safe.levels = np.where(running, breaker.following(safe.levels, excess), safe.levels)
         safe.keep(np.flatnonzero(is_safe), self.population.state, self.table)
         if not jumped.any():
             return

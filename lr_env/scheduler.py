@@ -31,7 +31,7 @@ PRETRAINED = "pretrained"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 RETURNS_IN_A_ROW = 10
 """After so many, the circuit breaker takes a high loss for the new level."""
@@ -391,25 +391,26 @@ class _Breaker:
     def __init__(self, options: CircuitBreaker, optimizer: torch.optim.Optimizer) -> None:
         self._options, self._optimizer = options, optimizer
         self.in_a_row = 0
-        self._average: float | None = None
+        self._level: np.ndarray | None = None  # (2, 1)
         self._table = np.zeros(0)
         self._safe: list[dict[str, Any]] = []
 
     def is_jump(self, excess: float) -> bool:
         """Whether ``ℓ − b`` is one; a loss that is not finite always is, others not for ever."""
-        if self._average is None or excess <= max(self._options.threshold * self._average, 0.0):
+        if self._level is None or excess <= max(float(self._options.limits(self._level)[0]), 0.0):
             return False
         if self.in_a_row >= RETURNS_IN_A_ROW and math.isfinite(excess):
-            self._average = excess
+            self._level = None
             return False
+        self._level = self._options.following(self._level, np.array([excess]))
         return True
 
     @torch.no_grad()
     def take(self, excess: float, table: np.ndarray) -> None:
         """Takes in a step that is no jump, with the decision process's table; keeps the state if it is safe."""
         self.in_a_row = 0
-        is_safe = self._average is None or excess <= self._average
-        self._average = excess if self._average is None else self._average + (excess - self._average) / self._options.time_constant
+        is_safe = self._level is None or excess <= self._level[0, 0]
+        self._level = np.array([[excess], [0.0]]) if self._level is None else self._options.following(self._level, np.array([excess]))
         if is_safe:
             self._table = table.copy()
             self._safe = [
@@ -430,11 +431,12 @@ class _Breaker:
     def state_dict(self) -> dict[str, Any]:
         """All of it in plain data and tensors."""
         safe = [_cloned(part) for part in self._safe]
-        return {"average": self._average, "in_a_row": self.in_a_row, "table": torch.from_numpy(self._table.copy()), "safe": safe}
+        level = None if self._level is None else torch.from_numpy(self._level.copy())
+        return {"level": level, "in_a_row": self.in_a_row, "table": torch.from_numpy(self._table.copy()), "safe": safe}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._average, self.in_a_row = state_dict["average"], state_dict["in_a_row"]
+        self._level, self.in_a_row = None if state_dict["level"] is None else state_dict["level"].numpy().copy(), state_dict["in_a_row"]
         self._table = state_dict["table"].numpy().copy()
         self._safe = [_cloned(part) for part in state_dict["safe"]]
 

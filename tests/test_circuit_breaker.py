@@ -21,14 +21,14 @@ RATES = np.where(np.arange(40) % 7 == 5, 30.0, 0.3)
 """Every seventh rate is ruinous."""
 
 
-def naive(task: Task, seed: int, optimizer: str, rates: np.ndarray, threshold: float = 1.5, time_constant: float = 10.0) -> dict[str, list[Any]]:
+def naive(task: Task, seed: int, optimizer: str, rates: np.ndarray) -> dict[str, list[Any]]:
     """Losses of the state in force, who was rolled back, and the loss on the whole training split."""
     batches, history = task.batches(seed), {"loss": [], "rolled_back": [], "whole": []}
     with preserved_global_generators():
         seed_global_generators(Streams(seed).weights)
         model = task.initialise().double()
     stepper = TORCH_OPTIMIZERS[optimizer](model.parameters())
-    average, safe, loss = 0.0, None, 0.0
+    average, deviation, safe, loss = 0.0, 0.0, None, 0.0
     for t, rate in enumerate([None, *rates]):
         if rate is not None:
             stepper.param_groups[0]["lr"] = rate
@@ -41,13 +41,17 @@ def naive(task: Task, seed: int, optimizer: str, rates: np.ndarray, threshold: f
         mean = task.loss(model(inputs.double()), targets).mean()
         mean.backward()
         loss = mean.item()
-        jumped = rate is not None and not loss <= threshold * average
+        limit = max(1.5 * average, average + 5 * deviation)
+        jumped = rate is not None and not loss <= limit
+        taken = min(loss, limit) if np.isfinite(loss) else average
+        before, average = average, average + (taken - average) / 10
+        deviation += (abs(taken - before) - deviation) / 10
+        if rate is None:
+            before, average, deviation = loss, loss, 0.0
         if jumped:
             model, stepper, loss = copy.deepcopy(safe)  # together, so that the optimizer steps the copied parameters
         else:
-            is_safe = rate is None or loss <= average
-            average = loss if rate is None else average + (loss - average) / time_constant
-            if is_safe:
+            if loss <= before:  # safe
                 gradients = [parameter.grad.clone() for parameter in model.parameters()]
                 safe = copy.deepcopy((model, stepper, loss))
                 for parameter, gradient in zip(safe[0].parameters(), gradients, strict=True):
@@ -76,6 +80,13 @@ def test_steps_that_make_the_loss_jump_are_undone(optimizer: str) -> None:
     assert not rollout.values("diverged").any() and rollout.values("step").tolist() == list(range(41))
     rewards = -np.diff(expected["whole"]) - np.array(expected["rolled_back"][1:])
     np.testing.assert_allclose(rollout.rewards, rewards, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("last_rate", [0.3, 1e-9])
+def test_the_noise_of_minibatches_is_no_jump(last_rate: float) -> None:
+    env = LearningRateVectorEnv(4, "digits-mlp", horizon=300, action="rate", circuit_breaker=True, lr_min=1e-9)
+    rollout = roll_out(env, np.repeat([0.3, last_rate], 150)[:, None, None].repeat(4, 1), seed=0)
+    assert rollout.values("rolled_back").mean() < 0.02
 
 
 def test_with_it_no_training_diverges_and_progress_goes_on() -> None:
@@ -137,6 +148,7 @@ def test_compiled_it_does_the_same() -> None:
         ({"threshold": 1.0}, "threshold must be a finite number > 1, but 1.0 was given"),
         ({"penalty": -1.0}, "penalty must be a finite number >= 0"),
         ({"time_constant": 0.5}, "time_constant must be a finite number >= 1"),
+        ({"deviations": -1.0}, "deviations must be a finite number >= 0"),
         ({"treshold": 2.0}, "Unknown option of the circuit breaker 'treshold'. Did you mean 'threshold'"),
     ],
 )

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.mdp.arrays import Array, namespace
 
@@ -96,7 +98,9 @@ def make_reward(specification: str | Mapping[str, Any], reward_on: str) -> Rewar
 class CircuitBreaker:
     """Undoes what a rate has spoilt (as SOLAR, 2026): where the loss jumps, the training goes back to its last safe state and pays a penalty.
 
-    ``ℓ − b > threshold · E`` is a jump, with the average E of ℓ − b over the steps that were none; a state is safe where ``ℓ − b ≤ E``.
+    With x = ℓ − b, its average E and its mean absolute deviation D, ``x > max(threshold · E, E + deviations · D)`` is a jump; a state is safe
+    where ``x ≤ E``. E and D are moving averages over all steps, of x and of |x − E|, where of a jump the limit itself is taken: were jumps left
+    out, a few low losses would make all that follow jumps. (Of a loss that is not finite, E is taken.) D is ours: without it, as SOLAR has it, the noise of small minibatches counts as jumps.
     Weights, buffers, the optimizer's averages, the gradient at hand and the rate in force become those of the safe state; the data go on,
     the steps count, in Adam's bias correction too, and the reward is the change of the potential less the penalty. With it no training
     ends by divergence.
@@ -104,17 +108,32 @@ class CircuitBreaker:
     Attributes:
         threshold: > 1.
         penalty: ≥ 0, in the reward's units.
-        time_constant: Of the average, SGD steps, ≥ 1.
+        time_constant: Of the averages, SGD steps, ≥ 1.
+        deviations: ≥ 0; 0 for SOLAR's rule.
     """
 
     threshold: float = 1.5
     penalty: float = 1.0
     time_constant: float = 10.0
+    deviations: float = 5.0
 
     def __post_init__(self) -> None:
-        for name, lowest, allowed in (("threshold", math.nextafter(1, 2), "> 1"), ("penalty", 0, ">= 0"), ("time_constant", 1, ">= 1")):
+        bounds = ("threshold", math.nextafter(1, 2), "> 1"), ("penalty", 0, ">= 0"), ("time_constant", 1, ">= 1"), ("deviations", 0, ">= 0")
+        for name, lowest, allowed in bounds:
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"The circuit breaker's {name} must be a finite number {allowed}, but {getattr(self, name)!r} was given.")
+
+    def limits(self, level: np.ndarray) -> np.ndarray:
+        """What is a jump beyond, ``(N,)``, by E and D ``(2, N)``."""
+        average, deviation = level
+        limits: np.ndarray = np.maximum(self.threshold * average, average + self.deviations * deviation)
+        return limits
+
+    def following(self, level: np.ndarray, excess: np.ndarray) -> np.ndarray:
+        """E and D ``(2, N)`` after a step with ``ℓ − b`` of ``(N,)``."""
+        taken = np.where(np.isfinite(excess), np.minimum(excess, self.limits(level)), level[0])
+        following: np.ndarray = level + (np.stack([taken, abs(taken - level[0])]) - level) / self.time_constant
+        return following
 
 
 def make_circuit_breaker(specification: bool | Mapping[str, Any]) -> CircuitBreaker | None:
