@@ -214,14 +214,20 @@ class SharedGroupController:
         """See :class:`Controller`; one observation ``(G · F,)`` gives one action ``(K · G,)``.
 
         Raises:
-            ValueError: If observations can't be divided among the groups.
+            ValueError: If observations can't be divided among the groups, or the policy gives another number of actions.
         """
         observations = np.atleast_2d(observation)
-        num_members, size = observations.shape
-        if size % self.num_groups != 0:
-            raise ValueError(f"Observations of {size} features can't be divided among {self.num_groups} parameter groups.")
+        if observations.ndim != 2 or observations.shape[1] % self.num_groups != 0:
+            given = f"{observations.shape[1]} features" if observations.ndim == 2 else f"shape {observations.shape}"
+            raise ValueError(f"Observations of {given} can't be divided among {self.num_groups} parameter groups.")
+        num_members = len(observations)
         starts = None if episode_start is None else np.repeat(np.reshape(episode_start, num_members), self.num_groups)
         of_groups = observations.reshape(num_members * self.num_groups, -1)
         actions, state = self.controller.predict(of_groups, state, starts, deterministic=deterministic)
+        if np.shape(actions)[:1] != (num_members * self.num_groups,):
+            raise ValueError(
+                f"{type(self.controller).__name__} must give {num_members * self.num_groups} actions for as many observations, one of each of "
+                f"{self.num_groups} parameter groups, but gave an array of shape {np.shape(actions)}."
+            )
         actions = np.asarray(actions).reshape(num_members, self.num_groups, -1).swapaxes(1, 2).reshape(num_members, -1)
         return (actions if np.ndim(observation) == 2 else actions[0]), state

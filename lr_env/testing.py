@@ -279,11 +279,31 @@ def _check_splits(task: Task, findings: _Findings) -> None:
     splits: dict[str, Split] = {name: getattr(task.data, name) for name in SPLITS}
     for name, purpose in use.items():
         findings.remark(len(splits[name]) == 0, f"There are no {name} data: {purpose} are not possible.")
+        _check_labels(task, name, splits[name], findings)
+    _check_labels(task, "train", splits["train"], findings)
     # Hashes in place of the examples: a large data set would be held twice.
     rows = {name: {hash(row.tobytes()) for row in _bytes(split.inputs)} for name, split in splits.items()}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = len(rows[first] & rows[second])
         findings.remark(shared > 0, f"{first} and {second} data share {shared} identical inputs: results on {second} data are too good.")
+
+
+def _check_labels(task: Task, name: str, split: Split, findings: _Findings) -> None:
+    """Model and loss on the examples with the lowest and the highest label of a split, which may be rare."""
+    if len(split) == 0 or split.targets.is_floating_point() or split.targets.dtype == torch.bool:
+        return
+    labels = split.targets.flatten(1) if split.targets.dim() > 1 else split.targets.unsqueeze(1)
+    extremes = [int(labels.amin(1).argmin()), int(labels.amax(1).argmax())]
+    model = task.make_model(np.random.SeedSequence(0)).eval()
+    with preserved_global_generators(), torch.no_grad():
+        for kind, function in _losses(task).items():
+            try:
+                function(model(split.inputs[extremes]), split.targets[extremes])
+            except Exception as error:
+                findings.errors.append(
+                    f"The {kind} fails on {name} examples {extremes}, whose labels are the lowest and the highest, {int(labels.min())} and "
+                    f"{int(labels.max())}: {type(error).__name__}: {error} Number the classes from 0, or give the model more outputs."
+                )
 
 
 def _check_sampler(task: Task, findings: _Findings) -> None:
@@ -546,8 +566,8 @@ def _check_bound(task: Task, losses: Tensor, findings: _Findings) -> None:
 
 
 def _losses(task: Task) -> dict[str, ExampleFunction]:
-    assert callable(task.loss)
-    return {"loss": task.loss} | ({} if task.observed_loss is None else {"observed_loss": task.observed_loss})
+    named = {"loss": task.loss, "observed_loss": task.observed_loss}
+    return {name: function for name, function in named.items() if callable(function)}
 
 
 def _examples(task: Task, count: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from lr_env.tasks import PERPLEXITY, R_SQUARED, Rosenbrock, Split, task_data_set
 from lr_env.tasks.__main__ import flops_per_step, row
 from lr_env.tasks.datasets import DATASETS, is_available
 from lr_env.tasks.models import CharacterTransformer, cnn, image_mlp, resnet
+from lr_env.testing import check_task
 from tests.rollouts import advance, roll_out, start
 
 BUNDLED = {"breast-cancer-mlp", "diabetes-mlp", "digits-logreg", "digits-mlp", "digits-mlp-scaled", "noisy-quadratic", "rosenbrock", "wine-mlp"}
@@ -91,6 +92,12 @@ def test_every_task_runs_an_episode(name: str, optimizer: str) -> None:
             warnings.simplefilter("error")
             check_env(env.unwrapped, skip_render_check=True)
             check_env_for_sb3(env.unwrapped)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_task_passes_the_check(name: str) -> None:
+    require_data(name)
+    check_task(name)
 
 
 @pytest.mark.parametrize("name", NAMES)

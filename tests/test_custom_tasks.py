@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -159,6 +160,10 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     from_dataset(EXAMPLES, max_bytes=num_bytes)
     with pytest.raises(ValueError, match=f"max_bytes={num_bytes - 1:,}"):
         from_dataset(EXAMPLES, max_bytes=num_bytes - 1)
+    with pytest.raises(ValueError, match=r"bytes for its 10,000,000,000,000 examples .*, which there is no memory for.*Subset"):
+        from_dataset(Items(image, length=10**13), max_bytes=2**63)
+    with pytest.raises(ValueError, match="max_bytes must be an integer >= 1, but '4G' was given"):
+        from_dataset(EXAMPLES, max_bytes="4G")
 
 
 class Stream(IterableDataset[Any]):
@@ -342,6 +347,7 @@ WRONG: list[tuple[str, dict[str, Any], list[str]]] = [
     ("a number", {"inputs": 3.0}, ["inputs are a single number", "count the examples"]),
     ("too few targets", {**REGRESSION, "model": lambda: nn.Linear(4, 2)}, ["does not accept outputs (16, 2)", "Regression wants as many"]),
     ("arguments", {"model": WithWidth}, ["Making the model of task 'wrong' failed", "'width'", "lambda: MyModule"]),
+    ("impossible layer", {"model": lambda: nn.Linear(4, -3)}, ["Making the model of task 'wrong' failed: RuntimeError"]),
     ("no function", {"model": "linear"}, ["Making the model of task 'wrong' failed", "'str' object is not callable"]),
     ("lazy", {"model": lambda: nn.LazyLinear(3)}, ["shape of parameter 'weight' of task 'wrong' is unknown", "nn.LazyLinear"]),
     ("partly frozen", {"model": partly_frozen}, ["Parameter '0.weight' of task 'wrong' is frozen", "register_buffer"]),
@@ -381,6 +387,23 @@ def test_data_that_are_neither() -> None:
         Split(INPUTS, CLASSES)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"loss of task 'wrong' must be one of cross_entropy, .*, but NoneType was given"):
         Task.from_tensors("wrong", linear, INPUTS, CLASSES, loss=None, batch_size=8)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"metric of task 'wrong' must be a lr_env\.tasks\.Metric.* but 'accuracy' was given"):
+        Task.from_tensors("wrong", linear, INPUTS, CLASSES, metric="accuracy", batch_size=8)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"loss_lower_bound must be a number, but '0' was given"):
+        Task.from_tensors("wrong", linear, INPUTS, CLASSES, loss_lower_bound="0", batch_size=8)  # type: ignore[arg-type]
+
+
+def test_the_observed_loss_has_a_name_or_is_a_function_with_a_value_per_example() -> None:
+    good = Task.from_tensors("mine", linear, INPUTS, CLASSES, batch_size=8)
+    by_name = replace(good, observed_loss="cross_entropy")
+    rollouts = [roll_out(gym.make("LearningRate-v0", task=task), np.zeros((3, 1))) for task in (good, by_name)]
+    assert_same_bits(*rollouts)
+    with pytest.raises(ValueError, match="observed_loss of task 'mine' must return one value per example"):
+        replace(good, observed_loss=lambda outputs, targets: outputs.mean())
+    with pytest.raises(ValueError, match="Unknown observed_loss 'cross_entropi'"):
+        replace(good, observed_loss="cross_entropi")
+    with pytest.raises(TypeError, match="observed_loss of task 'mine' must be one of cross_entropy"):
+        replace(good, observed_loss=3)  # type: ignore[arg-type]
 
 
 def test_empty_splits() -> None:

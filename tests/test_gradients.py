@@ -203,3 +203,14 @@ def test_the_first_gradient_is_the_gradient_of_the_mean_loss() -> None:
     inputs, targets = next(task.batches(0))
     F.cross_entropy(model(inputs.double()), targets).backward()
     np.testing.assert_allclose(population.gradients[0].numpy(), flat(parameter.grad for parameter in model.parameters()), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("gradients", ["auto", "batched"])
+@pytest.mark.parametrize("ruined", [[3], [0, 2], [0, 1, 2, 3]])
+def test_weights_that_overflow_from_the_start_change_no_neighbour(gradients: str, ruined: list[int]) -> None:
+    population = start(tiny_task(), [0, 1, 2, 3], "sgd", gradients=gradients)
+    population.parameters[ruined] = torch.inf
+    losses = population.begin()[0, 0]
+    assert np.isfinite(losses).tolist() == [member not in ruined for member in range(4)]
+    good = start(tiny_task(), [0, 1, 2, 3], "sgd", gradients=gradients).begin()[0, 0]
+    np.testing.assert_array_equal(np.delete(losses, ruined), np.delete(good, ruined))

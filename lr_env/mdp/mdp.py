@@ -53,6 +53,7 @@ class MDP:
         circuit_breaker: Undoes steps that make the loss jump; False, True, or a mapping with options; see :class:`lr_env.mdp.CircuitBreaker`.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If a name is unknown or a number is out of range.
     """
 
@@ -81,6 +82,8 @@ class MDP:
         make_circuit_breaker(self.circuit_breaker)
         check_groups(self.lr_groups)
         self.rate_range()
+        if not isinstance(self.control_momentum, bool):
+            raise TypeError(f"control_momentum must be True or False, but {self.control_momentum!r} was given.")
         if self.control_momentum and not optimizer.has_momentum:
             raise ValueError(f"control_momentum needs an optimizer that has one, such as 'momentum' or 'adam', but {self.optimizer!r} was given.")
 

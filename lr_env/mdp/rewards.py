@@ -100,7 +100,8 @@ class CircuitBreaker:
 
     With x = ℓ − b, its average E and its mean absolute deviation D, ``x > max(threshold · E, E + deviations · D)`` is a jump; a state is safe
     where ``x ≤ E``. E and D are moving averages over all steps, of x and of |x − E|, where of a jump the limit itself is taken: were jumps left
-    out, a few low losses would make all that follow jumps. (Of a loss that is not finite, E is taken.) D is ours: without it, as SOLAR has it, the noise of small minibatches counts as jumps.
+    out, a few low losses would make all that follow jumps. (Of a loss that is not finite, E is taken.) D is ours: without it, as SOLAR has it,
+    the noise of small minibatches counts as jumps.
     Weights, buffers, the optimizer's averages, the gradient at hand and the rate in force become those of the safe state; the data go on,
     the steps count, in Adam's bias correction too, and the reward is the change of the potential less the penalty. With it no training
     ends by divergence.

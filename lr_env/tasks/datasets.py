@@ -265,7 +265,7 @@ def _download(name: str, file: str, target: Path, problem: Exception) -> None:
     except ValueError as error:  # another hash
         raise FileFormatError(f"{failure}, as what came is truncated or altered: {error} Try again later. {advice}") from error
     except OSError as error:
-        remedy = "Free some space there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "Make that folder writable"
+        remedy = "Free some space there" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else "Make that folder writable"
         message = f"{failure}, as it could not be written to {target.parent}: {error}. {remedy}, or choose another with XDG_CACHE_HOME. {advice}"
         raise OSError(error.errno, message) from error
 

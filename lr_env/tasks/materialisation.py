@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 from tqdm import tqdm
 
+from lr_env.checks import positive_integer
 from lr_env.seeding import preserved_global_generators, seed_global_generators
 
 SECONDS_WITHOUT_BAR = 1.0
 """A progress bar is shown, on a terminal, where reading takes longer."""
+
+_ADVICE = (
+    "All data are held in memory. Give fewer examples (torch.utils.data.Subset), smaller ones (a transform that crops or scales), "
+    "narrower ones (uint8 inputs, converted by the model)"
+)
 
 
 def materialise(dataset: Dataset[Any], *, max_bytes: int = 2**32, seed: int = 0, description: str = "dataset") -> tuple[Tensor, Tensor]:
@@ -36,19 +42,18 @@ def materialise(dataset: Dataset[Any], *, max_bytes: int = 2**32, seed: int = 0,
         TypeError: If the data set is not map-style.
         ValueError: If it is empty or too large, an item cannot be read, is no pair, or differs from the first in shape or dtype.
     """
-    num_examples = _length(dataset, description)
+    num_examples, max_bytes = _length(dataset, description), positive_integer("max_bytes", max_bytes)
     with preserved_global_generators():
         seed_global_generators(np.random.SeedSequence(seed))
         first = _read(dataset, 0, description)
         num_bytes = num_examples * sum(part.numel() * part.element_size() for part in first)
+        needed = f"The {description} needs {num_bytes:,} bytes for its {num_examples:,} examples of {_describe(first)}"
         if num_bytes > max_bytes:
-            raise ValueError(
-                f"The {description} needs {num_bytes:,} bytes for its {num_examples:,} examples of {_describe(first)}, "
-                f"more than max_bytes={max_bytes:,}. "
-                "All data are held in memory. Give fewer examples (torch.utils.data.Subset), smaller ones (a transform that crops or scales), "
-                "narrower ones (uint8 inputs, converted by the model), or a larger max_bytes if there is memory for twice that many."
-            )
-        parts = tuple(part.new_empty((num_examples, *part.shape)) for part in first)
+            raise ValueError(f"{needed}, more than max_bytes={max_bytes:,}. {_ADVICE}, or a larger max_bytes if there is three times the memory.")
+        try:
+            parts = tuple(part.new_empty((num_examples, *part.shape)) for part in first)
+        except RuntimeError as error:
+            raise ValueError(f"{needed}, which there is no memory for. {_ADVICE}.") from error
         for index in tqdm(range(num_examples), desc=description, unit=" examples", delay=SECONDS_WITHOUT_BAR, disable=None):
             example = first if index == 0 else _read(dataset, index, description)
             for whole, part, expected in zip(parts, example, first, strict=True):
@@ -74,7 +79,7 @@ def _length(dataset: Dataset[Any], description: str) -> int:
         raise TypeError(f"The {description}, of type {type(dataset).__name__}, has no length or no examples by index. {advice}.")
     try:
         length = len(dataset)
-    except (TypeError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(f"The {description}, of type {type(dataset).__name__}, has no length ({error}). {advice}.") from error
     if length == 0:
         raise ValueError(f"The {description} is empty: its length is 0.")

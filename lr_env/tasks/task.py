@@ -206,10 +206,10 @@ class Task:
         horizon: Default number of SGD steps of a training.
         loss_lower_bound: No loss is below this bound.
         metric: A number for people, or None.
-        observed_loss: Per-example loss that observations and rewards use in place of ``loss`` (a noise-free one); None for the same.
+        observed_loss: Per-example loss, or its name, that observations and rewards use in place of ``loss`` (a noise-free one); None for the same.
 
     Raises:
-        TypeError: If the data are neither a data set nor a sampler, or the loss is no function.
+        TypeError: If the data are neither a data set nor a sampler, a loss is no function, the bound no number or the metric no :class:`Metric`.
         ValueError: If model, data and loss do not fit each other, or data are empty. The message says what to do.
             :func:`lr_env.testing.check_task` finds what shows only in training.
     """
@@ -222,18 +222,27 @@ class Task:
     horizon: int = 100
     loss_lower_bound: float = 0.0
     metric: Metric | None = None
-    observed_loss: ExampleFunction | None = None
+    observed_loss: ExampleFunction | str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.loss, str):
-            if self.loss not in LOSSES:
-                raise unknown_name("loss", self.loss, LOSSES)
-            object.__setattr__(self, "loss", LOSSES[self.loss])
-        if not callable(self.loss):
+        for attribute in ("loss", "observed_loss"):
+            given = getattr(self, attribute)
+            if isinstance(given, str):
+                if given not in LOSSES:
+                    raise unknown_name(attribute, given, LOSSES)
+                object.__setattr__(self, attribute, LOSSES[given])
+            elif not callable(given) and (attribute == "loss" or given is not None):
+                raise TypeError(
+                    f"The {attribute} of task {self.name!r} must be one of {', '.join(LOSSES)}, or a function (outputs, targets) -> losses (B,), "
+                    f"but {type(given).__name__} was given."
+                )
+        if self.metric is not None and not isinstance(self.metric, Metric):
             raise TypeError(
-                f"The loss of task {self.name!r} must be one of {', '.join(LOSSES)}, or a function (outputs, targets) -> losses (B,), "
-                f"but {type(self.loss).__name__} was given."
+                f"The metric of task {self.name!r} must be a lr_env.tasks.Metric, such as Metric(name, function), or None, "
+                f"but {self.metric!r} was given."
             )
+        if not isinstance(self.loss_lower_bound, (int, float)):
+            raise TypeError(f"loss_lower_bound must be a number, but {self.loss_lower_bound!r} was given.")
         if not math.isfinite(self.loss_lower_bound):
             raise ValueError(f"loss_lower_bound must be a finite number, but {self.loss_lower_bound!r} was given. Take a bound that is low enough.")
         for attribute in ("batch_size", "horizon"):
@@ -292,10 +301,30 @@ class Task:
         Raises:
             ValueError: If the data are empty or do not fit the model or the loss.
         """
-        examples = _split(inputs, targets)
+        own = {split: _split(*_pair(split, given)) for split, given in (("validation", validation), ("test", test)) if given is not None}
+        options: dict[str, Any] = {"loss": loss, "batch_size": batch_size, "horizon": horizon, "loss_lower_bound": loss_lower_bound, "metric": metric}
+        return cls._divided(name, model, _split(inputs, targets), own, validation_fraction, test_fraction, split_seed, **options)
+
+    @classmethod
+    def _divided(
+        cls,
+        name: str,
+        model: Callable[[], nn.Module] | nn.Module,
+        examples: Split,
+        own: Mapping[str, Split],
+        validation_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        *,
+        loss: ExampleFunction | str = "cross_entropy",
+        batch_size: int = 64,
+        horizon: int = 100,
+        loss_lower_bound: float = 0.0,
+        metric: Metric | None = None,
+    ) -> Task:
+        """A task of examples, some of which are set aside for the splits that have none of their ``own``."""
         if len(examples) == 0:
             raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(examples.inputs.shape)} were given.")
-        own = {split: _split(*_pair(split, given)) for split, given in (("validation", validation), ("test", test)) if given is not None}
         fractions = 0.0 if "validation" in own else validation_fraction, 0.0 if "test" in own else test_fraction
         data = replace(examples.divide(*fractions, split_seed), **own)
         if metric is None and loss == "cross_entropy":
@@ -337,10 +366,8 @@ class Task:
             for split, part in given.items()
             if part is not None
         }
-        inputs, targets = parts["training"]
-        return cls.from_tensors(
-            name, model, inputs, targets, validation=parts.get("validation"), test=parts.get("test"), split_seed=split_seed, **options
-        )
+        splits = {split: Split(*_with_wide_labels(*tensors)) for split, tensors in parts.items()}
+        return cls._divided(name, model, splits.pop("training"), splits, split_seed=split_seed, **options)
 
     def make_model(self, seed: np.random.SeedSequence) -> nn.Module:
         """A model with the initial weights of this seed, in training mode. Global generators are left as they were found."""
@@ -396,6 +423,9 @@ class Task:
             raise ValueError(
                 f"Making the model of task {self.name!r} failed: {error}. Give a function without arguments, such as `lambda: MyModule(32)`."
             ) from error
+        except Exception as error:
+            own = isinstance(error, ValueError) and repr(self.name) in str(error)
+            raise error if own else ValueError(f"Making the model of task {self.name!r} failed: {type(error).__name__}: {error}") from error
         self._check_parameters(model)
         inputs, targets = next(self.batches(0))
         context = f"inputs {_shape(inputs)}, targets {_shape(targets)}"
@@ -407,22 +437,26 @@ class Task:
                 raise ValueError(f"The model of task {self.name!r} does not accept its data ({context}): {error}.{hint}") from error
             if isinstance(outputs, Tensor) and outputs.dim() > 1:
                 self._check_classes(targets, outputs.shape[1])
-            assert callable(self.loss)
-            try:
-                losses = self.loss(outputs, targets)
-            except Exception as error:
-                raise ValueError(
-                    f"The loss of task {self.name!r} does not accept outputs {_shape(outputs)} with {context}: {error}. {self._advice()}"
-                ) from error
-        if not isinstance(losses, Tensor) or losses.shape != (len(inputs),):
+            for attribute in ("loss", "observed_loss"):
+                function = getattr(self, attribute)
+                if function is not None:
+                    self._try_loss(attribute, function, outputs, targets, context)
+
+    def _try_loss(self, attribute: str, function: ExampleFunction, outputs: Any, targets: Tensor, context: str) -> None:
+        where = f"The {attribute} of task {self.name!r}"
+        try:
+            losses = function(outputs, targets)
+        except Exception as error:
+            raise ValueError(f"{where} does not accept outputs {_shape(outputs)} with {context}: {error}. {self._advice()}") from error
+        if not isinstance(losses, Tensor) or losses.shape != (len(targets),):
             raise ValueError(
-                f"The loss of task {self.name!r} must return one value per example, shape ({len(inputs)},), but returned {_shape(losses)}. "
+                f"{where} must return one value per example, shape ({len(targets)},), but returned {_shape(losses)}. "
                 'Use reduction="none" and average over all but the first dimension.'
             )
-        if not losses.requires_grad:
-            raise ValueError(f"The loss of task {self.name!r} does not depend on the parameters of its model.")
+        if attribute == "loss" and not losses.requires_grad:
+            raise ValueError(f"{where} does not depend on the parameters of its model.")
         if losses.is_complex():
-            raise ValueError(f"The loss of task {self.name!r} must return real numbers, but returned {losses.dtype}. Take the absolute value.")
+            raise ValueError(f"{where} must return real numbers, but returned {losses.dtype}. Take the absolute value.")
 
     def _check_parameters(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
@@ -465,9 +499,12 @@ def epoch_order(generator: torch.Generator, num_examples: int, batch_size: int) 
 
 def _split(inputs: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> Split:
     """Copies, with dtypes that models and losses take."""
-    labels = _tensor("targets", targets)
-    is_integer = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
-    return Split(_tensor("inputs", inputs), labels.long() if is_integer else labels)
+    return Split(*_with_wide_labels(_tensor("inputs", inputs), _tensor("targets", targets)))
+
+
+def _with_wide_labels(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    is_integer = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
+    return inputs, targets.long() if is_integer else targets
 
 
 def _pair(name: str, given: object) -> tuple[Any, Any]:

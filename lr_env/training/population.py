@@ -21,7 +21,7 @@ from lr_env.seeding import Streams
 from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
-from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction, unseen
+from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
@@ -505,7 +505,7 @@ class Population:
             first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
             gradients.choose(*first)
             if self._may_step_in_place and gradients.engine != "looped":
-                self._kernel = make_kernel(self.family, gradients, self.groups, unseen(*first))
+                self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._backend)
