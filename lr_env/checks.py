@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 from typing import SupportsIndex
 
 
@@ -30,3 +31,31 @@ def positive_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < 1:
         raise ValueError(f"{name} must be an integer >= 1, but {value!r} was given.")
     return value.__index__()
+
+
+def number(name: str, value: object) -> float:
+    """``value`` as a ``float``.
+
+    Raises:
+        TypeError: If it is no real number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but {value!r} was given.")
+    return float(value)
+
+
+def number_range(name: str, value: object, lowest: float, highest: float) -> tuple[float, float]:
+    """``value``, a pair (low, high), as two ``float``.
+
+    Raises:
+        TypeError: If it does not hold real numbers.
+        ValueError: If they are not two with ``lowest <= low <= high <= highest``.
+    """
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a pair (low, high), but {value!r} was given.")
+    if len(value) != 2:
+        raise ValueError(f"{name} must be a pair (low, high), but {value!r} was given.")
+    low, high = (number(f"{name}, (low, high),", bound) for bound in value)
+    if not lowest <= low <= high <= highest:
+        raise ValueError(f"{name} must be (low, high) with {lowest:g} <= low <= high <= {highest:g}, but {value} was given.")
+    return low, high

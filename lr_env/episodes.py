@@ -195,6 +195,8 @@ class Episodes:
         self.num_threads = execution.num_threads
         if self.family.optimizers[0] is not None:
             mdp = replace(mdp, optimizer=self.family.optimizers[0])
+        if self.family.initial_rate_decades:
+            mdp = replace(mdp, initial_rate_decades=self.family.initial_rate_decades)
         optimizer, _ = make_optimizer(mdp.optimizer)
         needs = mdp.begin(1, self.horizon, variant.loss_lower_bound).needs
         self.population = Population(

@@ -375,6 +375,13 @@ def test_the_shipped_family_runs_side_by_side() -> None:
         (lambda: FamilySpecification(label_noise=[0.1]), ValueError, "label_noise must be"),
         (lambda: FamilySpecification(label_noise=[0.1, 2]).family(), ValueError, "label_noise must be .* 0 <= low <= high <= 1"),
         (lambda: FamilySpecification(data_fraction=[0, 1]), ValueError, "data_fraction must be .* 0 < low"),
+        (lambda: FamilySpecification(data_fraction=["a", 1]), TypeError, "data_fraction, \\(low, high\\), must be a number, but 'a'"),
+        (lambda: FamilySpecification(label_noise=[0.1]), ValueError, "label_noise must be a pair"),
+        (lambda: FamilySpecification(width=[True, True]), ValueError, "width must be \\[low, high\\], integers"),
+        (lambda: FamilySpecification(data_sets=[["digits"]]), ValueError, "Unknown data_sets \\['digits'\\]"),
+        (lambda: TaskFamily("f", tiny_task(), input_scale_decades=3), TypeError, "input_scale_decades must be a pair"),
+        (lambda: TaskFamily("f", tiny_task(), initial_rate_decades=5), ValueError, "initial_rate_decades must be within \\[0, 4\\], but 5"),
+        (lambda: Variant("a"), TypeError, "A variant needs a Task, but str was given"),
         (lambda: FamilySpecification(num_variants=0).family(), ValueError, "num_variants must be an integer >= 1"),
         (
             lambda: FamilySpecification.from_dict({"widths": [3, 4]}),
@@ -415,3 +422,15 @@ def test_models_with_another_activation_have_the_same_initial_weights() -> None:
         second = mlp(4, (8,), 3, nn.Tanh)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert isinstance(first[1], nn.ReLU) and isinstance(second[1], nn.Tanh)
+
+
+def test_a_family_s_initial_rates_take_the_place_of_the_process_s() -> None:
+    specification = FamilySpecification(data_sets=["wine"], initial_rate_decades=2.0)
+    assert FamilySpecification.from_dict(specification.to_dict()) == specification
+    assert "initial_rate_decades" not in FamilySpecification().to_dict()
+    options: dict[str, Any] = {"features": ["log_rate"], "initial_rate": 0.1}
+    env = LearningRateVectorEnv(50, specification.family(), **options)
+    expected = LearningRateVectorEnv(50, FamilySpecification(data_sets=["wine"]).family(), initial_rate_decades=2.0, **options)
+    observations = [each.reset(seed=3)[0] for each in (env, expected)]
+    np.testing.assert_array_equal(*observations)
+    assert -3 <= observations[0].min() < -2 and 0 < observations[0].max() <= 1

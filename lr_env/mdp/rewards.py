@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lr_env.checks import positive_integer, unknown_name
+from lr_env.checks import number, positive_integer, unknown_name
 from lr_env.mdp.arrays import Array, namespace
 
 REWARDS = ("loss", "log_loss")
@@ -121,7 +121,7 @@ class CircuitBreaker:
     def __post_init__(self) -> None:
         bounds = ("threshold", math.nextafter(1, 2), "> 1"), ("penalty", 0, ">= 0"), ("time_constant", 1, ">= 1"), ("deviations", 0, ">= 0")
         for name, lowest, allowed in bounds:
-            if not lowest <= getattr(self, name) < math.inf:
+            if not lowest <= number(f"The circuit breaker's {name}", getattr(self, name)) < math.inf:
                 raise ValueError(f"The circuit breaker's {name} must be a finite number {allowed}, but {getattr(self, name)!r} was given.")
 
     def limits(self, level: np.ndarray) -> np.ndarray:

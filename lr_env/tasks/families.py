@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lr_env.checks import unknown_name
+from lr_env.checks import number_range, unknown_name
 from lr_env.tasks.datasets import DATASETS
 from lr_env.tasks.family import TaskFamily, Variant
 from lr_env.tasks.models import cnn, mlp
@@ -74,11 +74,12 @@ class FamilySpecification:
         input_scale_decades: See :class:`lr_env.tasks.TaskFamily`, as all below.
         initialisation_scale_decades: See there.
         label_noise: See there.
+        initial_rate_decades: See there.
         num_variants: See there.
         family_seed: See there.
 
     Raises:
-        TypeError: If a list or a range is none.
+        TypeError: If an entry is of another type.
         ValueError: If a name is unknown or a number is out of range.
     """
 
@@ -99,6 +100,7 @@ class FamilySpecification:
     label_noise: Sequence[float] = (0.0, 0.0)
     num_variants: int = 1
     family_seed: int = 0
+    initial_rate_decades: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -111,17 +113,16 @@ class FamilySpecification:
             if not getattr(self, kind):
                 raise ValueError(f"{kind} must hold at least one of {', '.join(sorted(valid))}.")
             for name in getattr(self, kind):
-                if name not in valid:
+                if not isinstance(name, str) or name not in valid:
                     raise unknown_name(kind, name, valid)
         for kind in ("depth", "width", "convolutions", "channels", "batch_size", "horizon"):
             lowest, given = 0 if kind == "depth" else 1, getattr(self, kind)
-            is_valid = len(given) == 2 and all(isinstance(value, int) for value in given) and lowest <= given[0] <= given[1]
+            is_valid = len(given) == 2 and all(type(value) is int for value in given) and lowest <= given[0] <= given[1]
             if not is_valid:
                 raise ValueError(f"{kind} must be [low, high], integers with {lowest} <= low <= high, but {list(given)} was given.")
-        for kind in ("data_fraction", "input_scale_decades", "initialisation_scale_decades", "label_noise"):
-            if len(getattr(self, kind)) != 2:
-                raise ValueError(f"{kind} must be [low, high], but {list(getattr(self, kind))} was given.")
-        if not 0 < self.data_fraction[0] <= self.data_fraction[1] <= 1:
+        for kind, least, greatest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
+            number_range(kind, getattr(self, kind), least, greatest)
+        if not number_range("data_fraction", self.data_fraction, 0, 1)[0] > 0:
             raise ValueError(f"data_fraction must be [low, high] with 0 < low <= high <= 1, but {list(self.data_fraction)} was given.")
 
     @classmethod
@@ -141,6 +142,8 @@ class FamilySpecification:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        if not self.initial_rate_decades:
+            del data["initial_rate_decades"]  # younger than the others: what was saved or digested without it stays as it is
         data["optimizers"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in self.optimizers]
         return data
 
@@ -152,7 +155,7 @@ class FamilySpecification:
         """
         ranges = ((float(low), float(high)) for low, high in (self.input_scale_decades, self.initialisation_scale_decades, self.label_noise))
         inputs, initialisation, labels = ranges
-        return TaskFamily(self.name, self.draw, inputs, self.num_variants, self.family_seed, initialisation, labels)
+        return TaskFamily(self.name, self.draw, inputs, self.num_variants, self.family_seed, initialisation, labels, self.initial_rate_decades)
 
     def draw(self, generator: np.random.Generator) -> Variant:
         """A variant.

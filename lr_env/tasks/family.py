@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.checks import positive_integer
+from lr_env.checks import number, number_range, positive_integer
 from lr_env.seeding import check_seed
 from lr_env.tasks.task import Data, Task
 
@@ -30,6 +30,7 @@ class Variant:
         data_fraction: Share of the training examples that a training sees, in (0, 1]; which ones, each training draws at its reset.
 
     Raises:
+        TypeError: If the task is none, or the fraction no number.
         ValueError: If the fraction is out of range or leaves less than one batch.
     """
 
@@ -38,7 +39,9 @@ class Variant:
     data_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.data_fraction <= 1:
+        if not isinstance(self.task, Task):
+            raise TypeError(f"A variant needs a Task, but {type(self.task).__name__} was given.")
+        if not 0 < number("data_fraction", self.data_fraction) <= 1:
             raise ValueError(f"data_fraction must be in (0, 1], but {self.data_fraction!r} was given.")
         if self.data_fraction == 1:
             return
@@ -76,9 +79,11 @@ class TaskFamily:
         label_noise: Range of ``p``, uniform, in [0, 1]: this share of a training's labels is replaced, once for the whole training, by
             classes drawn uniformly from all (the true one among them); numbers by those of examples drawn at random. Minibatches
             hold these labels; evaluations, the reference subset among them, the true ones.
+        initial_rate_decades: In place of the MDP's, where it is not 0: each training starts ``10**u`` off the initial rate, u uniform in
+            ± this number; in [0, 4].
 
     Raises:
-        TypeError: If ``task`` is no task and draws none, or the seed is no integer.
+        TypeError: If ``task`` is no task and draws none, the seed is no integer, or a range no pair of numbers.
         ValueError: If a number is out of range, or a variant is no valid task.
     """
 
@@ -89,6 +94,7 @@ class TaskFamily:
     family_seed: int = 0
     initialisation_scale_decades: tuple[float, float] = (0.0, 0.0)
     label_noise: tuple[float, float] = (0.0, 0.0)
+    initial_rate_decades: float = 0.0
 
     def __post_init__(self) -> None:
         positive_integer("num_variants", self.num_variants)
@@ -98,9 +104,9 @@ class TaskFamily:
                 f"Family {self.name!r} has one task, but {self.num_variants} variants. Give a function that draws tasks: lambda generator: Task(...)."
             )
         for name, lowest, highest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
-            low, high = getattr(self, name)
-            if not lowest <= low <= high <= highest:
-                raise ValueError(f"{name} must be (low, high) with {lowest} <= low <= high <= {highest}, but {getattr(self, name)} was given.")
+            number_range(name, getattr(self, name), lowest, highest)
+        if not 0 <= number("initial_rate_decades", self.initial_rate_decades) <= 4:
+            raise ValueError(f"initial_rate_decades must be within [0, 4], but {self.initial_rate_decades!r} was given.")
         if self.varies_inputs:
             for task in self.variants:
                 if not task.data.split("train").inputs.is_floating_point():
