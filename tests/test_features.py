@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lr_env import LearningRateEnv
 from lr_env.mdp import BASE_SCHEDULES, FEATURE_SETS, FEATURES, MDP, DecisionProcess, resolve_features
@@ -182,3 +184,16 @@ def test_numpy_and_pytorch_run_the_same_process(action: Any, reward: Any) -> Non
         results.append(observations)
     for first, second in zip(*results, strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-14)
+
+
+def test_predictions_of_a_model_with_several_outputs_are_refused_in_words() -> None:
+    class Two(nn.Linear):
+        def forward(self, inputs: Tensor) -> Any:
+            return super().forward(inputs), inputs
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs[0], targets, reduction="none")
+
+    task = dataclasses.replace(tiny_task(), model=lambda: Two(4, 3), loss=loss, metric=None)
+    with pytest.raises(ValueError, match=r"need a model whose output is one tensor, but that of task 'tiny' gives tuple\..*'xu2019'"):
+        gym.make("LearningRate-v0", task=task, features="xu2019")

@@ -523,6 +523,11 @@ class Population:
         with torch.no_grad():
             outputs = self._template.eval()(self._validation[0])
         self._template.train()
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"The signals {', '.join(VALIDATION_SIGNALS)} need a model whose output is one tensor, but that of task {self.task.name!r} gives "
+                f"{type(outputs).__name__}. Leave out the features that are made of them, those of 'xu2019'."
+            )
         predictions: Tensor = outputs.new_zeros((self.num_members, outputs.numel()))
         return predictions
 
