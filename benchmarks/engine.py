@@ -191,7 +191,9 @@ def _part(results: Sequence[Result], index: int, count: int, seconds: float) -> 
     ran = np.isfinite(rates).any(1)  # neighbours may have trained longer
     steps = int(ran.nonzero()[0].max()) + 1 if ran.any() else 0
     metrics = None if results[0].test_metrics is None else take("test_metrics")
-    return CellResult(take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds)
+    passes = None if results[0].extra_forward_passes is None else take("extra_forward_passes")
+    own = take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds
+    return CellResult(*own, extra_forward_passes=passes)
 
 
 def _release_memory() -> None:
