@@ -73,8 +73,8 @@ class TaskEntry:
         ratios: Loss relative to each opponent's that has run, in %, paired, over the trainings; all opponents for an entered controller, the
             rival alone for others.
         normalised: Mean normalised score S, not clipped; None where the task is not scored.
-        steps_to_target: SGD steps until minibatch losses, averaged over a twentieth of the horizon, are below the geometric mean of the final training
-            loss at the default rate; median over trainings, infinite where it is never. None where that has not run or curves were not kept.
+        steps_to_target: SGD steps until minibatch losses, averaged over a twentieth of the horizon, are below the geometric mean of the final
+            training loss at the default rate; median over trainings, infinite for never. None where that has not run or curves were not kept.
     """
 
     track: str

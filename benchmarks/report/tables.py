@@ -338,8 +338,8 @@ def entries(summary: Summary, track: str) -> Table:
         for row in ours
     ]
     note = (
-        "S is not clipped here. Steps to target: SGD steps until minibatch losses, averaged over a twentieth of the training, are below the final loss "
-        "at the default rate; median over trainings."
+        "S is not clipped here. Steps to target: SGD steps until minibatch losses, averaged over a twentieth of the training, are below the final "
+        "training loss at the default rate; median over trainings."
     )
     return _table(f"entries-{track}", f"Every task, {track_name(track)}", columns, rows, summary, note, contestant=1)
 
