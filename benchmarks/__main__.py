@@ -59,7 +59,8 @@ def run(
     Args:
         suite: Its name; see `lr-bench list`.
         controllers: What enters beside the rivals, with commas between: `name=file.safetensors`, `path/to/file.py:MyController`,
-            `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds.
+            `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds. The first one has the
+            primary comparison.
         seeds: Reported trainings of each task, at least 2; the suite's own where not given.
         output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
         workers: Processes; one for each core, at most 8, where not given. With Ray pieces of work at a time, all that it has cores for.
