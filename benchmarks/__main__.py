@@ -104,7 +104,7 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
         chosen = stored_suite(store, suite)
         names = tuple(name.strip() for text in controllers for name in text.split(","))
         check_names(names, store, chosen)
-        origins = provenance(store, chosen) | {"page": typed_command()}
+        origins = provenance(store, chosen, typed_command())
         summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), origins, store.training_costs())
         console = make_console()
         show_versions(store.versions(), console)
@@ -335,12 +335,13 @@ def comparison(cells: Sequence[tuple[Cell, CellResult]], first: str, second: str
     return table
 
 
-def provenance(store: Store, suite: Suite) -> dict[str, str]:
-    """The commands of a suite's runs, machines and versions."""
+def provenance(store: Store, suite: Suite, report_command: str | None = None) -> dict[str, str]:
+    """The commands of a suite's runs and of the report about them, machines and versions."""
     commands = store.commands(suite.key) or ["not recorded, as the results are of a version that did not"]
     machines = [", ".join(f"{name} {value}" for name, value in machine.items()) for machine in store.machines()]
     different = versions_in_words(store.versions())
-    return numbered("run", commands) | numbered("machine", machines) | ({"versions": different} if different else {})
+    reports = {"report": report_command} if report_command else {}
+    return numbered("run", commands) | reports | numbered("machine", machines) | ({"versions": different} if different else {})
 
 
 def numbered(name: str, texts: Sequence[str]) -> dict[str, str]:

@@ -119,10 +119,10 @@ def test_what_was_run_by_what_stands_on_the_page_and_who_was_entered_first_stays
     assert summary["controllers"] == ["Careful", "Ada"]
     origins = summary["provenance"]
     runs = [text for name, text in origins.items() if name.startswith("run ")]
-    assert list(origins) == [*(f"run {number}" for number in range(1, len(runs) + 1)), "machine 1", "machine 2", "versions", "page"]
+    assert list(origins) == [*(f"run {number}" for number in range(1, len(runs) + 1)), "report", "machine 1", "machine 2", "versions"]
     assert runs[:2] == [shlex.join(typed) for typed in COMMANDS[:2]]
     assert runs[-1] == shlex.join(["lr-bench", *second])
-    assert origins["page"] == shlex.join(["lr-bench", *report])
+    assert origins["report"] == shlex.join(["lr-bench", *report])
     assert origins["versions"] == versions
     run_here(monkeypatch, folder, *report, "--controllers", "Ada,Careful")
     assert json.loads((copy / "report" / "summary.json").read_text())["controllers"] == ["Ada", "Careful"]
