@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -59,7 +59,8 @@ def run(
     Args:
         suite: Its name; see `lr-bench list`.
         controllers: What enters beside the rivals, with commas between: `name=file.safetensors`, `path/to/file.py:MyController`,
-            `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds.
+            `module:MyController`, `model.zip`. A name with several files is one controller trained with several seeds. The first one has the
+            primary comparison.
         seeds: Reported trainings of each task, at least 2; the suite's own where not given.
         output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
         workers: Processes; one for each core, at most 8, where not given. With Ray pieces of work at a time, all that it has cores for.
@@ -77,13 +78,15 @@ def run(
     for name, reason in left_out(chosen).items():
         console.print(f"Left out: {name}, {reason}")
     costs = parse_training_costs(training_costs, [contestant.name for contestant in contestants])
+    entered = [contestant.name for contestant in contestants if contestant.is_entered]
     computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
+        store.record_run(chosen.key, typed_command(), entered)
         store.record_training_costs(costs)
+        show_versions(store.versions_with_this(), console)
         benchmark, cells = run_benchmark(chosen, contestants, store, computing)
         show_problems(benchmark.problems, console)
-        entered = [contestant.name for contestant in contestants if contestant.is_entered]
-        print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store), store.training_costs()), console)
+        print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store, chosen), store.training_costs()), console)
     console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}")
 
 
@@ -94,13 +97,17 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
     Args:
         folder: Of `lr-bench run`.
         suite: Where the folder holds several.
-        controllers: Names of those that the report is about, with commas between; those that were entered where not given.
+        controllers: Names of those that the report is about, with commas between, the one of the primary comparison first; where not given,
+            those that were entered, in the order in which they were.
     """
     with open_store(folder) as store:
         chosen = stored_suite(store, suite)
         names = tuple(name.strip() for text in controllers for name in text.split(","))
-        summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), provenance(store), store.training_costs())
+        check_names(names, store, chosen)
+        origins = provenance(store, chosen, typed_command())
+        summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), origins, store.training_costs())
         console = make_console()
+        show_versions(store.versions(), console)
         print_tables(summary, console)
         console.print(f"Written to {write(summary, folder / 'report')}")
 
@@ -156,13 +163,12 @@ def compare(first: Name, second: Name, output: Path = RESULTS / "quick", suite: 
         output: Folder of the results.
         suite: Where the folder holds several.
     """
+    if first == second:
+        raise ValueError(f"Two different contestants are compared, but {first!r} was given twice.")
     with open_store(output) as store:
         chosen = stored_suite(store, suite)
+        check_names((first, second), store, chosen)
         cells = [(cell, result) for cell, result in store.cells(chosen.key) if cell.role == "report" and result.error is None]
-    names = {cell.contestant for cell, _ in cells}
-    for name in (first, second):
-        if name not in names:
-            raise unknown_name("contestant", name, names)
     make_console().print(comparison(cells, first, second))
 
 
@@ -286,11 +292,25 @@ def stored_suite(store: Store, name: str | None) -> Suite:
     return known[found[0]]
 
 
+def check_names(names: Sequence[str], store: Store, suite: Suite) -> None:
+    """Whether a store has results of these contestants.
+
+    Raises:
+        ValueError: If it has none of one.
+    """
+    known = store.contestants(suite.key)
+    for name in names:
+        if name not in known:
+            raise unknown_name("contestant", name, known)
+
+
 def entered_names(store: Store, suite: Suite) -> tuple[str, ...] | None:
-    """Contestants of a store that are no rivals; None where there is none."""
-    known = {contestant.name for contestant in rivals(suite)}
-    names = dict.fromkeys(cell.contestant for cell, _ in store.cells(suite.key) if cell.contestant not in known)
-    return tuple(name for name in names if not any(name.startswith(f"{other}: ") for other in names)) or None
+    """Contestants of a store that were entered, the first one first; None where there is none."""
+    there = store.contestants(suite.key)
+    entered = [name for name in store.entered(suite.key) if name in there]
+    known = {*entered, *(contestant.name for contestant in rivals(suite))}
+    others = [name for name in there if name not in known and not any(name.startswith(f"{other}: ") for other in there)]
+    return (*others, *entered) or None  # the others are of versions that did not record who was entered
 
 
 def comparison(cells: Sequence[tuple[Cell, CellResult]], first: str, second: str) -> Table:
@@ -315,10 +335,38 @@ def comparison(cells: Sequence[tuple[Cell, CellResult]], first: str, second: str
     return table
 
 
-def provenance(store: Store) -> dict[str, str]:
-    """Command, machines and versions."""
+def provenance(store: Store, suite: Suite, report_command: str | None = None) -> dict[str, str]:
+    """The commands of a suite's runs and of the report about them, machines and versions."""
+    commands = store.commands(suite.key) or ["not recorded, as the results are of a version that did not"]
     machines = [", ".join(f"{name} {value}" for name, value in machine.items()) for machine in store.machines()]
-    return {"command": shlex.join(["lr-bench", *sys.argv[1:]])} | {f"machine {number}": text for number, text in enumerate(machines, 1)}
+    different = versions_in_words(store.versions())
+    reports = {"report": report_command} if report_command else {}
+    return numbered("run", commands) | reports | numbered("machine", machines) | ({"versions": different} if different else {})
+
+
+def numbered(name: str, texts: Sequence[str]) -> dict[str, str]:
+    """Texts by name, with a number where there are several."""
+    return {f"{name} {number}" if len(texts) > 1 else name: text for number, text in enumerate(texts, 1)}
+
+
+def typed_command(program: str = "lr-bench") -> str:
+    """What was typed to start this process."""
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def versions_in_words(versions: Sequence[Mapping[str, Any]]) -> str | None:
+    """A line about results of several versions, with what differs; None where there is one."""
+    if len(versions) < 2:
+        return None
+    differing = [name for name in versions[0] if len({each[name] for each in versions}) > 1]
+    texts = [", ".join(f"{name} {each[name] or 'unknown'}" for name in differing) for each in versions]
+    return f"Results of {len(versions)} versions stand side by side: {'; '.join(texts)}."
+
+
+def show_versions(versions: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Says so where results are of several versions."""
+    if text := versions_in_words(versions):
+        console.print(text, markup=False, highlight=False)
 
 
 def show_problems(problems: Sequence[str], console: Console) -> None:
@@ -357,7 +405,7 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         app.cli(description=__doc__, prog="lr-bench")
-    except (ValueError, FileNotFoundError, ConnectionError, ImportError, TypeError, StoreError) as error:
+    except (ValueError, OSError, ImportError, TypeError, StoreError) as error:
         raise SystemExit(f"lr-bench: {error}") from error
 
 

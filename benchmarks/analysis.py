@@ -69,6 +69,8 @@ ANNEALING_GAIN = 0.05
 """Decades by which the best decay beats the best constant where a task counts for claims about schedules."""
 THRESHOLDS = np.linspace(-1, 2, 61)
 CURVE_POINTS = 120
+TARGET_WINDOWS = 20
+"""Parts of a training, over one of which minibatch losses are averaged before they are held against a target."""
 
 
 @dataclass
@@ -87,7 +89,10 @@ class _Runs:
         """Those of some seeds alone, without curves."""
         chosen = [self.seeds.index(seed) for seed in seeds]
         arrays = ("scores", "diverged", "test_losses")
-        results = [replace(result, **{name: getattr(result, name)[chosen] for name in arrays}, losses=None, rates=None) for result in self.results]
+        results = [
+            replace(result, **{name: getattr(result, name)[chosen] for name in arrays}, losses=None, rates=None, extra_forward_passes=None)
+            for result in self.results
+        ]
         return _Runs(self.training_seeds, tuple(seeds), results)
 
     @cached_property
@@ -121,6 +126,7 @@ class _Track:
     expected: dict[str, tuple[int, ...]] = field(default_factory=dict)  # training seeds by contestant
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of the reported trainings, by contestant
     trainings: Counter[str] = field(default_factory=Counter)
+    extra_passes: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))  # and SGD steps, by contestant
     points: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # reported, by contestant
 
     def finished(self, *contestants: str, tasks: Iterable[str] | None = None) -> list[str]:
@@ -242,6 +248,8 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
             track.points[cell.contestant].add(_point(cell.point))
             track.seconds[cell.contestant] += result.seconds
             track.trainings[cell.contestant] += len(cell.seeds)
+            if result.extra_forward_passes is not None and result.rates is not None:
+                track.extra_passes[cell.contestant].append((float(result.extra_forward_passes.sum()), int(np.isfinite(result.rates).sum())))
     contestants = dict.fromkeys(contestant for _, contestant in reported)
     for contestant in contestants:
         track.expected[contestant] = tuple(sorted({seed for (_, other), runs in reported.items() if other == contestant for seed in runs}))
@@ -339,7 +347,31 @@ def _entries(track: _Track, references: Mapping[tuple[str, str], TaskReferences]
                 if opponent != contestant and opponent in track.kinds and track.complete(task.name, opponent)
             },
             normalised=float(_normalised(runs, kept).mean()) if kept.scored else None,
+            steps_to_target=None if kept.default is None else _median_steps_to_target(runs, 10**kept.default, task.horizon),
         )
+
+
+def steps_to_target(losses: np.ndarray, target: float, horizon: int) -> np.ndarray:
+    """SGD steps after which the mean of the last minibatch losses, a twentieth of the horizon, is first below a target, ``(S,)``; infinite if never.
+
+    Args:
+        losses: Before each SGD step and after the last, ``(T + 1, S)``; after a divergence, not a number.
+        target: A loss.
+        horizon: SGD steps of a whole training.
+    """
+    window = max(horizon // TARGET_WINDOWS, 1)
+    if len(losses) < window:
+        return np.full(losses.shape[1], np.inf)
+    below = np.lib.stride_tricks.sliding_window_view(losses, window, axis=0).mean(-1, dtype=np.float64) < target
+    return np.where(below.any(0), below.argmax(0) + window - 1, np.inf)
+
+
+def _median_steps_to_target(runs: _Runs, target: float, horizon: int) -> float | None:
+    """Over trainings; None where curves were not kept."""
+    curves = [result.losses for result in runs.results if result.losses is not None]
+    if len(curves) < len(runs.results):
+        return None
+    return float(np.median(np.concatenate([steps_to_target(losses, target, horizon) for losses in curves])))
 
 
 def _paired(differences: np.ndarray) -> Interval:
@@ -490,7 +522,14 @@ def _budgets(track: _Track, training_costs: Mapping[str, str]) -> Iterator[Budge
             reporting_seconds=track.seconds[contestant],
             training_runs=len(track.expected[contestant]) if learned and kind == "entered" else 0,
             training_cost=training_costs.get(contestant),
+            extra_forward_passes=_quotient(track.extra_passes[contestant]),
         )
+
+
+def _quotient(parts: Sequence[tuple[float, int]]) -> float | None:
+    """Of the sums of both; None where there is nothing to divide by."""
+    numerator, denominator = sum(part for part, _ in parts), sum(part for _, part in parts)
+    return numerator / denominator if denominator else None
 
 
 def _equivalents(track: _Track, contestant: str) -> list[Equivalents]:

@@ -22,7 +22,9 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -324,16 +326,21 @@ class CodeMaker:
         if not isinstance(found, BoundController):
             if isinstance(found, type) or not hasattr(found, "predict"):
                 parameters = inspect.signature(found).parameters
-                made = found(**{name: value for name, value in (("optimizer", optimizer), ("horizon", task.horizon)) if name in parameters})
+                options = {name: value for name, value in (("optimizer", optimizer), ("horizon", task.horizon)) if name in parameters}
+                with _failing_in_words(f"{self.source}:{self.attribute} makes no controller"):
+                    made = found(**options)
             if hasattr(made, "bind"):
-                made = made.bind(optimizer)
+                with _failing_in_words(f"{self.source}:{self.attribute} can't be bound to {optimizer!r}"):
+                    made = made.bind(optimizer)
             elif not isinstance(made, BoundController):
                 if not hasattr(made, "predict"):
                     raise TypeError(f"{self.source}:{self.attribute} must give a controller, with a method predict, but gave {made!r}.")
                 process = getattr(made, "mdp", MDP())
                 process = process if isinstance(process, MDP) else MDP(**process)
                 made = BoundController(made, dataclasses.replace(process, optimizer=optimizer))
-        return _in_track(copy.deepcopy(made), optimizer, self.replaces_optimizer)
+        with _failing_in_words(f"{self.source}:{self.attribute} gives what can't be copied"):
+            made = copy.deepcopy(made)
+        return _in_track(made, optimizer, self.replaces_optimizer)
 
     def identity(self, point: Point) -> str:
         """See :class:`Maker`: the whole file counts, what it imports doesn't."""
@@ -447,7 +454,7 @@ def _rule(name: str, tracks: Sequence[str], make: Maker, start: float, limits: t
 
 
 def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, has_controls: bool = True) -> list[Contestant]:
-    """The rivals of a suite, and the controllers that are given; names of rivals are allowed, as these take part anyhow.
+    """The rivals of a suite, and the controllers that are given, in this order; names of rivals are allowed, as these take part anyhow.
 
     Args:
         given: See the module's table; several with commas between them.
@@ -464,10 +471,12 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, 
     entered: dict[str, Contestant] = {}
     for name, sources in _parse(given):
         if sources == [name] and name in known:
-            known[name] = dataclasses.replace(known[name], is_entered=True)
+            entered[name] = dataclasses.replace(known[name], is_entered=True)
             continue
         if name in known or name in entered:
             raise ValueError(f"Contestants must have different names, but {name!r} is taken: give another one, NAME=PATH.")
+        if Path(sources[0]).suffix == ".py":
+            raise ValueError(f"{sources[0]} is a file: name one of its classes or functions too, as in {sources[0]}:MyController.")
         if ":" not in sources[0] and not _is_file(sources[0]):
             raise unknown_name("contestant", name, known)
         entered[name] = _enter(name, sources, suite, replaces_optimizer)
@@ -475,9 +484,9 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, 
         Contestant(f"{name}: {kind}", ControlMaker(contestant.make, kind, suite.seed), points=contestant.points)
         for name, contestant in entered.items()
         for kind in CONTROLS
-        if has_controls
+        if has_controls and name not in known
     ]
-    return [*known.values(), *entered.values(), *controlled]
+    return [*(contestant for name, contestant in known.items() if name not in entered), *entered.values(), *controlled]
 
 
 def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: bool) -> Contestant:
@@ -559,10 +568,16 @@ def _load_sb3(path: Path) -> BoundController:
     from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 
     algorithms = {kind.__name__.lower(): kind for kind in (A2C, DDPG, DQN, PPO, SAC, TD3)}
-    data = json.loads(beside.read_text())
-    if data["algorithm"] not in algorithms:
-        raise unknown_name("algorithm", data["algorithm"], algorithms)
-    return BoundController(algorithms[data["algorithm"]].load(path, device="cpu"), MDP(**data["mdp"]))
+    try:
+        data = json.loads(beside.read_text())
+        algorithm, mdp = data["algorithm"], MDP(**data["mdp"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{beside} must hold {{"algorithm": "ppo", "mdp": mdp.to_dict()}}, but: {type(error).__name__}, {error}.') from error
+    if algorithm not in algorithms:
+        raise unknown_name("algorithm", algorithm, algorithms)
+    with _failing_in_words(f"{path} can't be loaded as a model of {algorithm}"):
+        model = algorithms[algorithm].load(path, device="cpu")
+    return BoundController(model, mdp)
 
 
 def _find(source: str, attribute: str) -> Any:
@@ -576,22 +591,42 @@ def _find(source: str, attribute: str) -> Any:
 def _module(source: str) -> ModuleType:
     path = Path(source)
     if path.suffix != ".py":
-        sys.path.insert(0, str(Path.cwd()))
-        try:
+        with _failing_in_words(f"{source} can't be imported"), _import_from(Path.cwd()):
             return importlib.import_module(source)
-        finally:
-            sys.path.remove(str(Path.cwd()))
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {source}.")
     specification = importlib.util.spec_from_file_location(f"_contestant_{path.stem}_{digest(source)[:8]}", path)
     assert specification is not None and specification.loader is not None
     module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
-    sys.path.insert(0, str(path.parent))  # it may import its neighbours
-    try:
+    with _failing_in_words(f"{source} can't be imported"), _import_from(path.parent):  # it may import its neighbours
         specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
     return module
+
+
+@contextmanager
+def _import_from(folder: Path) -> Iterator[None]:
+    """Modules of a folder can be imported, before others."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+@contextmanager
+def _failing_in_words(problem: str) -> Iterator[None]:
+    """Around the code of others: whatever it raises becomes an error that says what is wrong, and where."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{problem}: {in_words(error)}") from error
+
+
+def in_words(error: BaseException) -> str:
+    """An error's kind, its words, and the place in the code that raised it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames and not isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def digest(*parts: Any) -> str:

@@ -14,7 +14,6 @@ import multiprocessing.connection
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -27,7 +26,7 @@ import torch
 
 from agents.rules import AttachedRule
 from benchmarks.baselines import SideBySide
-from benchmarks.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, trainings_of_control
+from benchmarks.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, in_words, trainings_of_control
 from benchmarks.records import Cell, CellResult, CellRole, Point
 from benchmarks.runner import Result, Runner
 from benchmarks.store import Store, StoreError
@@ -137,7 +136,7 @@ def compute(work: Work) -> list[CellResult]:
         return _train(work)
     except Exception as error:  # a contestant's code may raise anything
         if len(work.cells) == 1:
-            return [failed(_in_words(error))]
+            return [failed(in_words(error))]
     parts = zip(work.cells, work.makers, strict=True)
     return [compute(dataclasses.replace(work, cells=(cell,), makers=(maker,)))[0] for cell, maker in parts]
 
@@ -146,12 +145,6 @@ def failed(problem: str) -> CellResult:
     """The result of a cell that has none."""
     nothing = np.zeros(0)
     return CellResult(nothing, nothing.astype(bool), nothing, None, None, None, 0.0, problem)
-
-
-def _in_words(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
 
 
 def _train(work: Work) -> list[CellResult]:
@@ -198,7 +191,9 @@ def _part(results: Sequence[Result], index: int, count: int, seconds: float) -> 
     ran = np.isfinite(rates).any(1)  # neighbours may have trained longer
     steps = int(ran.nonzero()[0].max()) + 1 if ran.any() else 0
     metrics = None if results[0].test_metrics is None else take("test_metrics")
-    return CellResult(take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds)
+    passes = None if results[0].extra_forward_passes is None else take("extra_forward_passes")
+    own = take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds
+    return CellResult(*own, extra_forward_passes=passes)
 
 
 def _release_memory() -> None:

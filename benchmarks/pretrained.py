@@ -24,7 +24,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from benchmarks.__main__ import STORE, provenance, run_benchmark, show_problems, stored
+from benchmarks.__main__ import STORE, provenance, run_benchmark, show_problems, stored, typed_command
 from benchmarks.analysis import summarise
 from benchmarks.contestants import Contestant, FileMaker, rivals
 from benchmarks.engine import Benchmark, LocalEngine
@@ -177,10 +177,11 @@ def main(options: Options) -> None:
     suite.check_data()
     console = make_console()
     with Store(options.output / STORE) as store:
+        store.record_run(suite.key, typed_command("python -m benchmarks.pretrained"), (NAME,))
         benchmark, cells = run_benchmark(suite, contestants(suite, options.folder), store, LocalEngine(options.workers), SolvedBenchmark)
         show_problems(benchmark.problems, console)
         results = [(cell, floored(result)) for cell, result in stored(store, cells, benchmark)]
-        summary = summarise(results, suite, (NAME,), provenance(store))
+        summary = summarise(results, suite, (NAME,), provenance(store, suite))
     reported = {(cell.track, cell.task, cell.contestant): result for cell, result in results if cell.role == "report" and cell.contestant != POOL}
     tables = {track: rows(summary, reported, suite, track) for track in suite.tracks}
     for track, table in tables.items():

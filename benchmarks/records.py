@@ -74,6 +74,7 @@ class CellResult:
         rates: Rates applied, ``(T, S)``; None where curves were not kept.
         seconds: Of one core, for all trainings of the cell.
         error: What went wrong, where nothing came out; then arrays are empty.
+        extra_forward_passes: Beyond those of the trainings themselves, see :class:`benchmarks.runner.Result`, ``(S,)``; None where there are none.
     """
 
     scores: np.ndarray
@@ -84,6 +85,7 @@ class CellResult:
     rates: np.ndarray | None
     seconds: float
     error: str | None = None
+    extra_forward_passes: np.ndarray | None = None
 
 
 def _digest(data: Any) -> str:

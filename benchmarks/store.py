@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sqlite3
+import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ FORMAT_VERSION = 2
 PATIENCE = 60.0
 """Seconds that a process waits for another's transaction."""
 
+VERSIONS = ("lr_env", "torch", "numpy", "commit")
+"""Of what computes results, as machines' descriptions hold them."""
+
 _SCHEMA = """
 CREATE TABLE machines (id INTEGER PRIMARY KEY, description TEXT NOT NULL UNIQUE);
 CREATE TABLE cells (
@@ -42,6 +46,13 @@ CREATE TABLE entries (
 );
 CREATE TABLE training_costs (contestant TEXT PRIMARY KEY, cost TEXT NOT NULL);
 """
+
+_ADDITIONS = """
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY, suite TEXT NOT NULL, command TEXT NOT NULL, entered TEXT NOT NULL, UNIQUE (suite, command, entered)
+);
+"""
+"""What older stores of this version lack; what they were written by can still use them with it."""
 
 
 class StoreError(RuntimeError):
@@ -65,16 +76,20 @@ class Store:
         self.path = Path(path)
         self.damaged: list[str] = []
         self._owners = self.path.with_name(f"{self.path.name}.owners")
-        self._owners.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
+            self._owners.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be written: {error.strerror}. Choose another --output.") from error
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
             with self._transaction():
                 version = self._connection.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0 and not self._connection.execute("SELECT name FROM sqlite_master").fetchall():
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._connection.execute(statement)
+                    self._execute_all(_SCHEMA)
                     version = FORMAT_VERSION
                     self._connection.execute(f"PRAGMA user_version = {version}")
+                if version == FORMAT_VERSION:
+                    self._execute_all(_ADDITIONS)
             problem = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise StoreError(self._advice(str(error))) from error
@@ -155,6 +170,10 @@ class Store:
             if result is not None:
                 yield cell, result
 
+    def contestants(self, suite: str) -> list[str]:
+        """Those that a suite (``"standard-2"``) holds something of, in the order of their names."""
+        return [name for (name,) in self._execute("SELECT DISTINCT contestant FROM entries WHERE suite = ? ORDER BY contestant", (suite,))]
+
     def suites(self) -> list[str]:
         """Names and versions of the suites that were run."""
         return [suite for (suite,) in self._execute("SELECT DISTINCT suite FROM entries ORDER BY suite", ())]
@@ -200,9 +219,42 @@ class Store:
         """See :meth:`record_training_costs`."""
         return dict(self._execute("SELECT contestant, cost FROM training_costs ORDER BY contestant", ()).fetchall())
 
+    def record_run(self, suite: str, command: str, entered: Sequence[str]) -> None:
+        """Says how a suite is run, before it is: a run that is repeated, or goes on where it stopped, is one.
+
+        Args:
+            suite: Its name and version.
+            command: As it was typed.
+            entered: Contestants that the run is about, in the order in which they were given.
+
+        Raises:
+            StoreError: If nothing can be written.
+        """
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR IGNORE INTO runs (suite, command, entered) VALUES (?, ?, ?)", (suite, command, json.dumps(list(entered)))
+            )
+
+    def commands(self, suite: str) -> list[str]:
+        """Of the runs of a suite, the first one first; runs of versions that did not record them are not among them."""
+        return list(dict.fromkeys(command for (command,) in self._execute("SELECT command FROM runs WHERE suite = ? ORDER BY id", (suite,))))
+
+    def entered(self, suite: str) -> list[str]:
+        """Contestants that the runs of a suite are about, in the order in which they were first given."""
+        rows = self._execute("SELECT entered FROM runs WHERE suite = ? ORDER BY id", (suite,))
+        return list(dict.fromkeys(name for (names,) in rows for name in json.loads(names)))
+
     def machines(self) -> list[dict[str, Any]]:
         """Machines and versions that results come from."""
         return [json.loads(text) for (text,) in self._execute("SELECT description FROM machines ORDER BY id", ())]
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Different versions of the code, by the names of :data:`VERSIONS`, that results come from; the commit is None where it is not known."""
+        return _different_versions(self.machines())
+
+    def versions_with_this(self) -> list[dict[str, Any]]:
+        """The same, with those of this process."""
+        return _different_versions([*self.machines(), json.loads(_machine())])
 
     def _is_alive(self, owner: str) -> bool:
         lock = FileLock(self._owners / owner)
@@ -227,6 +279,10 @@ class Store:
         except BaseException:
             self._roll_back()
             raise
+
+    def _execute_all(self, statements: str) -> None:
+        for statement in filter(str.strip, statements.split(";")):
+            self._connection.execute(statement)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -286,4 +342,28 @@ def _machine() -> str:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
-    return json.dumps(description, sort_keys=True)
+    commit = _commit()
+    return json.dumps(description if commit is None else description | {"commit": commit}, sort_keys=True)
+
+
+def _commit() -> str | None:
+    """The commit that this code is of, with ``-dirty`` where files differ from it; None where it is no checkout of git."""
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # an installed package may lie in somebody's checkout
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _different_versions(machines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for machine in machines:
+        versions = {name: machine.get(name) for name in VERSIONS}
+        if versions not in found:
+            found.append(versions)
+    return found

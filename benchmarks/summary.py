@@ -73,6 +73,8 @@ class TaskEntry:
         ratios: Loss relative to each opponent's that has run, in %, paired, over the trainings; all opponents for an entered controller, the
             rival alone for others.
         normalised: Mean normalised score S, not clipped; None where the task is not scored.
+        steps_to_target: SGD steps until minibatch losses, averaged over a twentieth of the horizon, are below the geometric mean of the final
+            training loss at the default rate; median over trainings, infinite for never. None where that has not run or curves were not kept.
     """
 
     track: str
@@ -84,6 +86,7 @@ class TaskEntry:
     test_metric: float | None
     ratios: Mapping[str, Interval]
     normalised: float | None
+    steps_to_target: float | None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class Budget:
         reporting_seconds: Of one core.
         training_runs: Controllers trained, each from its own seed; 0 for what is not learned.
         training_cost: In words; None where nothing says.
+        extra_forward_passes: For each SGD step of the reported trainings, beyond its own; None for what decides without, or did not say.
     """
 
     track: str
@@ -181,6 +185,7 @@ class Budget:
     reporting_seconds: float
     training_runs: int
     training_cost: str | None
+    extra_forward_passes: float | None
 
 
 @dataclass(frozen=True)

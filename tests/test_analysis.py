@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from benchmarks.analysis import summarise
+from benchmarks.analysis import steps_to_target, summarise
 from benchmarks.records import Cell, CellResult
 from benchmarks.statistics import tuning_equivalents
 from benchmarks.summary import Comparison, Summary
@@ -291,6 +292,50 @@ def test_budgets(summary: Summary) -> None:
     assert row.tuning_seconds == pytest.approx(3 * 6 * 1.5)
     ours = budgets["momentum", CONTROLLER]
     assert (ours.points, ours.reporting_trainings, ours.training_runs) == (0, 150, 5)
+
+
+def test_extra_forward_passes_are_for_each_step() -> None:
+    suite = make_suite(2, ("momentum",), reporting=3)
+    changed = []
+    for cell, result in make_cells(suite, {name: OFFSETS[name] for name in ("default rate", "tuned per task", "SPS")}, 0):
+        if cell.contestant == "SPS" and cell.role == "report" and cell.task == "task-0":
+            assert result.rates is not None
+            result.rates[30:, 0] = np.nan  # 30 + 60 + 60 steps
+            result = replace(result, extra_forward_passes=np.array([60.0, 120.0, 120.0]))
+        changed.append((cell, result))
+    passes = {row.contestant: row.extra_forward_passes for row in summarise(changed, suite).budgets}
+    assert passes == {"SPS": 2.0, "default rate": None, "tuned per task": None}
+
+
+def test_steps_to_target_by_hand() -> None:
+    nan = np.nan
+    losses = np.array([[9, 9, 9, 9], [7, 1, 9, 9], [5, 9, nan, 5], [3, 9, nan, 5], [1, 9, nan, 5]], float)
+    # Means of two: 8, 6, 4, 2 and 5, 5, 9, 9 and 9, nan, nan, nan and 9, 7, 5, 5, after steps 1 to 4.
+    for target, expected in ((5.0, [3, np.inf, np.inf, np.inf]), (5.1, [3, 1, np.inf, 3]), (100.0, [1, 1, 1, 1])):
+        np.testing.assert_array_equal(steps_to_target(losses, target, 40), expected)
+    np.testing.assert_array_equal(steps_to_target(losses, 5.0, 4), [3, 1, np.inf, np.inf])  # a window of one loss
+    np.testing.assert_array_equal(steps_to_target(losses, 5.0, 200), [np.inf] * 4)  # all ended before a window was full
+
+
+def test_steps_to_target_are_medians_over_all_trainings(cells: Cells, summary: Summary) -> None:
+    reference = {(row.track, row.task): row.default for row in summary.references}
+    counts: Counter[str] = Counter()
+    for row in summary.entries:
+        if row.contestant == "best in hindsight":
+            assert row.steps_to_target is None
+            continue
+        default = reference[row.track, row.task]
+        assert default is not None
+        found = []
+        for cell, result in cells:
+            if (cell.track, cell.task, cell.contestant, cell.role) == (row.track, row.task, row.contestant, "report"):
+                assert result.losses is not None
+                for curve in result.losses.T:
+                    reached = [step for step in range(2, len(curve)) if np.mean(curve[step - 2 : step + 1]) < 10**default]
+                    found.append(reached[0] if reached else np.inf)
+        assert row.steps_to_target == np.median(found)
+        counts["never" if np.isinf(np.median(found)) else "reached"] += 1
+    assert counts["never"] and counts["reached"]
 
 
 def test_curves(cells: Cells, summary: Summary) -> None:

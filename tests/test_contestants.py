@@ -142,6 +142,7 @@ def test_a_changed_file_is_another_contestant(tmp_path: Path, code: Path) -> Non
         ("{code}:Min", "Unknown object in .*Mine"),
         ("{code}:number", "not callable|no signature|callable"),
         ("no_such_module:Mine", "No module named"),
+        ("{code}", r"mine\.py is a file: name one of its classes .*mine\.py:MyController"),
         ("SPS={code}:Mine", "'SPS' is taken"),
         ("a={code}:Mine,a={code}:Mine", "'a' is taken"),
         ("{sgd}", "fits none of the tracks momentum, adamw: .*--replace-optimizer"),
@@ -153,8 +154,40 @@ def test_what_is_wrong_is_said(tmp_path: Path, code: Path, given: str, message: 
         enter([given.format(code=code, sgd=sgd)], SUITE)
 
 
-def test_names_of_rivals_may_be_given() -> None:
-    assert list(entered(["SPS,cosine (shared)"])) == ["cosine (shared)", "SPS"]
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("class Mine(:", r"mine\.py can't be imported: SyntaxError: .*mine\.py, line 1"),
+        ("x = 1 / 0", r"mine\.py can't be imported: ZeroDivisionError: division by zero \(.*mine\.py, line 1\)"),
+        ("import no_such_module", r"mine\.py can't be imported: ModuleNotFoundError: No module named 'no_such_module' \(.*mine\.py, line 1\)"),
+        ("raise SystemExit(3)", r"mine\.py can't be imported: SystemExit: 3"),
+        ("class Mine:\n    def __init__(self):\n        raise RuntimeError('no')", r":Mine makes no controller: RuntimeError: no \(.*, line 3\)"),
+        ("class Mine:\n    def bind(self, name):\n        raise KeyError('x')", r":Mine can't be bound to 'momentum': KeyError: 'x' \(.*, line 3\)"),
+    ],
+)
+def test_what_a_users_code_raises_is_said(tmp_path: Path, source: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    with pytest.raises(ValueError, match=message):
+        enter([f"{path}:Mine"], SUITE)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"algorithm": "ppo"}', '{"mdp": {}}', '{"algorithm": "ppo", "mdp": {"no": 1}}'])
+def test_a_wrong_decision_process_of_a_model_is_said(tmp_path: Path, content: str) -> None:
+    pytest.importorskip("stable_baselines3")
+    (tmp_path / "model.zip").write_bytes(b"no model")
+    (tmp_path / "model.mdp.json").write_text(content)
+    with pytest.raises(ValueError, match=r'model\.mdp\.json must hold {"algorithm": "ppo", "mdp": mdp\.to_dict\(\)}, but'):
+        enter([str(tmp_path / "model.zip")], SUITE)
+    (tmp_path / "model.mdp.json").write_text(json.dumps({"algorithm": "ppo", "mdp": MDP().to_dict()}))
+    with pytest.raises(ValueError, match=r"model\.zip can't be loaded as a model of ppo"):
+        enter([str(tmp_path / "model.zip")], SUITE)
+
+
+def test_names_of_rivals_may_be_given_and_the_order_is_kept(code: Path) -> None:
+    found = enter([f"{code}:Mine,SPS,cosine (shared),first={code}:Mine"], SUITE)
+    assert [contestant.name for contestant in found if contestant.is_entered] == ["Mine", "SPS", "cosine (shared)", "first"]
+    assert len({contestant.name for contestant in found}) == len(found) == len(rivals(SUITE)) + 2 + 2 * len(CONTROLS)
 
 
 @pytest.mark.parametrize("suite", [QUICK, STANDARD], ids=lambda suite: suite.name)

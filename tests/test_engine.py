@@ -94,6 +94,21 @@ def test_rules_that_look_at_the_population_have_one_constant_for_each_member() -
         np.testing.assert_array_equal(result.rates, alone.rates)
 
 
+def test_extra_forward_passes_are_those_of_each_cell() -> None:
+    from agents.rules import ArmijoLineSearch
+
+    work = cells_of([{"constant": 1e-3}, {"constant": 0.1}], (5, 6))
+    work = dataclasses.replace(work, makers=(RuleMaker(ArmijoLineSearch),) * 2)
+    together = compute(work)
+    for i, result in enumerate(together):
+        [alone] = compute(dataclasses.replace(work, cells=work.cells[i : i + 1], makers=work.makers[:1]))
+        assert result.extra_forward_passes is not None
+        assert (result.extra_forward_passes >= 5).all()  # at least one for each of the five steps
+        np.testing.assert_array_equal(result.extra_forward_passes, alone.extra_forward_passes)
+    [schedule] = compute(cells_of([{"shape": "cosine", "rate": 0.1}], (5, 6)))
+    assert schedule.extra_forward_passes is None
+
+
 class Crashing:
     """Crashes in trainings whose point says so."""
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import random
+import re
+import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks.store import Store
@@ -23,17 +29,17 @@ KILLS = int(os.environ.get("LR_BENCH_KILLS", "2"))
 KILLED_SUITE = os.environ.get("LR_BENCH_KILLED_SUITE", "smoke")
 """How often a real run is killed, and of what suite: `LR_BENCH_KILLS=20 LR_BENCH_KILLED_SUITE=quick pytest tests/test_lr_bench.py -k killed -s`."""
 
-TEN_LINES = """
-import numpy as np
-from lr_env import MDP
-
-class Careful:
-    mdp = MDP(features=["loss_trend"], action="relative")
-
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):
-        return np.where(observation > 0, -1.0, 0.1), state
-"""
-
+SECTION = (ROOT / "README.md").read_text().partition("\n## Is my controller better")[2].partition("\n## ")[0]
+"""Of the README: what its reader types into a file `mine.py`, and into a terminal."""
+[MINE] = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+COMMANDS = [
+    shlex.split(line.replace("quick", "smoke"), comments=True)  # takes seconds
+    for block in re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("lr-bench ")
+]
+OUTPUT = "results/bench/smoke"
+RUN = ("run", "--suite", "smoke", "--controllers", "mine.py:Careful", "--workers", "1")
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -47,10 +53,13 @@ def lr_bench(*arguments: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outside of the repository, with a controller of ten lines that has been benchmarked."""
+    """Outside of the repository, after all that the README says has been typed there, on a smaller suite."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    (folder / "mine.py").write_text(TEN_LINES)
-    lr_bench("run", "--suite", "smoke", "--controllers", "mine.py:Careful", "--no-controls", "--workers", "1", "--output", "out", folder=folder)
+    (folder / "mine.py").write_text(MINE)
+    shown = {typed[1]: lr_bench(*typed[1:], folder=folder) for typed in COMMANDS}
+    assert list(shown) == ["run", "report", "compare"]
+    assert "Careful" in shown["run"]
+    assert "Careful − tuned per task" in shown["compare"]
     return folder
 
 
@@ -60,16 +69,21 @@ def run_here(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> 
     command.main()
 
 
-def test_a_controller_of_ten_lines_is_benchmarked_from_anywhere(folder: Path) -> None:
-    assert (folder / "out" / "results.sqlite").is_file()
+def test_the_readmes_controller_is_benchmarked_by_its_commands_from_anywhere(folder: Path) -> None:
+    assert len(list(filter(str.strip, MINE.splitlines()))) <= 10
+    names = {typed[index + 1] for typed in COMMANDS for index, word in enumerate(typed) if word == "--controllers"}
+    assert names == {"mine.py:Careful"}
+    page = (folder / OUTPUT / "report" / "report.html").read_text()
+    for typed in COMMANDS[:-1]:  # the comparison is no part of it
+        assert html.escape(shlex.join(typed)) in page
+    assert "Does the state matter?" in page and "Careful: same-instance replay" in page
 
 
 def test_a_second_run_takes_what_is_there_and_ends_with_the_same_table(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.engine.compute", lambda work: pytest.fail("computed again"))
-    arguments = ("run", "--suite", "smoke", "--controllers", "mine.py:Careful", "--no-controls", "--workers", "1", "--output", "out")
-    run_here(monkeypatch, folder, *arguments)
+    run_here(monkeypatch, folder, *RUN)
     shown = capsys.readouterr().out
     assert "Careful" in shown
     assert "tuned per task" in shown
@@ -77,19 +91,60 @@ def test_a_second_run_takes_what_is_there_and_ends_with_the_same_table(
 
 
 def test_a_report_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run_here(monkeypatch, folder, "report", "out")
-    page = (folder / "out" / "report" / "report.html").read_text()
+    run_here(monkeypatch, folder, "report", OUTPUT)
+    page = (folder / OUTPUT / "report" / "report.html").read_text()
     assert "Careful" in page
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_what_was_run_by_what_stands_on_the_page_and_who_was_entered_first_stays_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(folder / OUTPUT / "results.sqlite", copy)
+    (folder / "ada.py").write_text(MINE.replace("Careful", "Ada").replace("-1.0", "-0.9"))
+    connection = sqlite3.connect(copy / "results.sqlite")
+    with connection:
+        connection.execute("UPDATE machines SET description = json_set(description, '$.torch', '0.1')")
+    connection.close()
+    second = ("run", "--suite", "smoke", "--controllers", "ada.py:Ada", "--no-controls", "--workers", "1", "--output", str(copy))
+    run_here(monkeypatch, folder, *second)
+    versions = f"Results of 2 versions stand side by side: torch 0.1; torch {torch.__version__}."
+    assert versions in capsys.readouterr().out.replace("\n", " ")
+    report = ("report", str(copy), "--suite", "smoke")
+    run_here(monkeypatch, folder, *report)
+    assert versions in capsys.readouterr().out.replace("\n", " ")
+    summary = json.loads((copy / "report" / "summary.json").read_text())
+    assert summary["controllers"] == ["Careful", "Ada"]
+    origins = summary["provenance"]
+    runs = [text for name, text in origins.items() if name.startswith("run ")]
+    assert list(origins) == [*(f"run {number}" for number in range(1, len(runs) + 1)), "report", "machine 1", "machine 2", "versions"]
+    assert runs[:2] == [shlex.join(typed) for typed in COMMANDS[:2]]
+    assert runs[-1] == shlex.join(["lr-bench", *second])
+    assert origins["report"] == shlex.join(["lr-bench", *report])
+    assert origins["versions"] == versions
+    run_here(monkeypatch, folder, *report, "--controllers", "Ada,Careful")
+    assert json.loads((copy / "report" / "summary.json").read_text())["controllers"] == ["Ada", "Careful"]
+
+
 def test_two_contestants_are_compared(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run_here(monkeypatch, folder, "compare", "Careful", "SPS", "--output", "out")
+    run_here(monkeypatch, folder, "compare", "Careful", "SPS", "--output", OUTPUT)
     shown = capsys.readouterr().out
     assert "Careful − SPS" in shown
     assert "wine-mlp" in shown
     with pytest.raises(SystemExit, match=r"Unknown contestant 'Carefull'\. Did you mean 'Careful'"):
-        run_here(monkeypatch, folder, "compare", "Carefull", "SPS", "--output", "out")
+        run_here(monkeypatch, folder, "compare", "Carefull", "SPS", "--output", OUTPUT)
+    with pytest.raises(SystemExit, match="Two different contestants are compared, but 'Careful' was given twice"):
+        run_here(monkeypatch, folder, "compare", "Careful", "Careful", "--output", OUTPUT)
+
+
+def test_a_report_about_nobody_known_is_refused_and_leaves_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = folder / OUTPUT / "report" / "report.html"
+    before = page.stat().st_mtime_ns
+    with pytest.raises(SystemExit, match=r"Unknown contestant 'Carefull'\. Did you mean 'Careful'"):
+        run_here(monkeypatch, folder, "report", OUTPUT, "--controllers", "Careful,Carefull")
+    assert page.stat().st_mtime_ns == before
 
 
 def test_numbers_that_scores_are_measured_by_are_frozen_once(
@@ -99,36 +154,35 @@ def test_numbers_that_scores_are_measured_by_are_frozen_once(
     path.write_text("{}")
     for module in ("benchmarks.suites", "benchmarks.__main__"):
         monkeypatch.setattr(f"{module}.REFERENCES", path)
-    run_here(monkeypatch, folder, "freeze", "out")
+    run_here(monkeypatch, folder, "freeze", OUTPUT)
     [(suite, tracks)] = json.loads(path.read_text()).items()
     assert (suite, set(tracks["momentum"])) == ("smoke-2", {"breast-cancer-mlp", "wine-mlp"})
     tracks["momentum"]["wine-mlp"] = {"default": 0.5, "rival": -0.5, "scored": True}
     path.write_text(json.dumps({suite: tracks}))
-    run_here(monkeypatch, folder, "report", "out")
-    rows = list(csv.DictReader((folder / "out" / "report" / "tables" / "tasks.csv").read_text().splitlines()))
+    run_here(monkeypatch, folder, "report", OUTPUT)
+    rows = list(csv.DictReader((folder / OUTPUT / "report" / "tables" / "tasks.csv").read_text().splitlines()))
     [row] = [row for row in rows if row["Task"] == "wine-mlp"]
     assert (row["D: default rate"], row["R: tuned per task"], row["Scored"]) == ("0.5", "-0.5", "yes")
     with pytest.raises(SystemExit, match="smoke-2 has frozen numbers"):
-        run_here(monkeypatch, folder, "freeze", "out")
+        run_here(monkeypatch, folder, "freeze", OUTPUT)
 
 
 def test_what_training_cost_stands_in_the_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("run", "--suite", "smoke", "--controllers", "mine.py:Careful", "--no-controls", "--workers", "1", "--output", "out")
-    run_here(monkeypatch, folder, *arguments, "--training-costs", "Careful=an afternoon, of a person")
-    run_here(monkeypatch, folder, "report", "out")
-    table = (folder / "out" / "report" / "tables" / "budgets.csv").read_text()
+    run_here(monkeypatch, folder, *RUN, "--training-costs", "Careful=an afternoon, of a person")
+    run_here(monkeypatch, folder, "report", OUTPUT)
+    table = (folder / OUTPUT / "report" / "tables" / "budgets.csv").read_text()
     assert '"an afternoon, of a person"' in table
     for wrong, message in (("Careful", "NAME=in words"), ("Carefull=much", "Did you mean 'Careful'")):
         with pytest.raises(SystemExit, match=message):
-            run_here(monkeypatch, folder, *arguments, "--training-costs", wrong)
+            run_here(monkeypatch, folder, *RUN, "--training-costs", wrong)
 
 
 def test_leaderboards_are_put_into_a_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run_here(monkeypatch, folder, "report", "out")
+    run_here(monkeypatch, folder, "report", OUTPUT)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- leaderboard -->\nold\n<!-- /leaderboard -->\nafter\n")
     for _ in range(2):  # the second changes nothing
-        run_here(monkeypatch, folder, "leaderboard", "out/report", "--readme", str(readme))
+        run_here(monkeypatch, folder, "leaderboard", f"{OUTPUT}/report", "--readme", str(readme))
         text = readme.read_text()
         assert text.startswith("before\n<!-- leaderboard -->\nDoes it beat")
         assert text.endswith("<!-- /leaderboard -->\nafter\n")
@@ -137,7 +191,7 @@ def test_leaderboards_are_put_into_a_readme(folder: Path, monkeypatch: pytest.Mo
         assert "old" not in text
     readme.write_text("no place")
     with pytest.raises(SystemExit, match="has no lines <!-- leaderboard -->"):
-        run_here(monkeypatch, folder, "leaderboard", "out/report", "--readme", str(readme))
+        run_here(monkeypatch, folder, "leaderboard", f"{OUTPUT}/report", "--readme", str(readme))
     with pytest.raises(SystemExit, match="lr-bench report"):
         run_here(monkeypatch, folder, "leaderboard", "nowhere", "--readme", str(readme))
 
@@ -156,9 +210,13 @@ def test_suites_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         (("run", "--suite", "smoke", "--seeds", "1"), "At least 2 seeds"),
         (("run", "--suite", "smoke", "--workers", "0"), "workers must be an integer >= 1"),
         (("report", "nowhere"), "There are no results in nowhere"),
+        (("run", "--suite", "smoke", "--controllers", "wrong.py"), r"wrong\.py is a file: name one of its classes"),
+        (("run", "--suite", "smoke", "--controllers", "wrong.py:A"), r"wrong\.py can't be imported: ZeroDivisionError"),
+        (("run", "--suite", "smoke", "--output", "wrong.py"), r"wrong\.py/results\.sqlite can't be written: Not a directory"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text("1 / 0")
     with pytest.raises(SystemExit, match=message):
         run_here(monkeypatch, tmp_path, *arguments)
 

@@ -174,6 +174,11 @@ def test_changes_in_words(value: float, text: str) -> None:
     assert words.percent(value).replace("\N{NARROW NO-BREAK SPACE}", " ") == text
 
 
+@pytest.mark.parametrize(("value", "text"), [(12.0, "12"), (1234.5, "1,234"), (float("inf"), "never"), (None, "–")])
+def test_steps_in_words(value: float | None, text: str) -> None:
+    assert words.steps(value) == text
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.0, "less than 1"), (1.0, "1.0"), (12.4, "12"), (float("inf"), "more than all")])
 def test_runs_in_words(value: float, text: str) -> None:
     assert words.runs(value) == text

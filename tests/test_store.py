@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
+import json
 import multiprocessing
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Event
@@ -13,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import store as store_module
 from benchmarks.records import Cell, CellResult
 from benchmarks.store import Store, StoreError
 from tests.benchmark_runs import fake_result
@@ -41,6 +46,7 @@ def assert_equal(first: CellResult | None, second: CellResult) -> None:
 
 def test_a_result_comes_back_as_it_was(path: Path, store: Store) -> None:
     result = dataclasses.replace(fake_result(CELL), test_metrics=np.array([0.5, np.nan]), diverged=np.array([True, False]))
+    result = dataclasses.replace(result, extra_forward_passes=np.array([3.0, 4.5]))
     store.save(CELL, result)
     store.close()
     with Store(path) as reopened:
@@ -163,6 +169,106 @@ def test_a_store_of_another_version_is_refused(path: Path, store: Store) -> None
     connection.close()
     with pytest.raises(StoreError, match="version 9"):
         Store(path)
+
+
+OLD_SCHEMA = """
+CREATE TABLE machines (id INTEGER PRIMARY KEY, description TEXT NOT NULL UNIQUE);
+CREATE TABLE cells (
+    key TEXT PRIMARY KEY, trainings TEXT NOT NULL, suite TEXT NOT NULL, cell TEXT NOT NULL, result BLOB NOT NULL, checksum TEXT NOT NULL,
+    has_curves INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL, finished REAL NOT NULL, machine INTEGER NOT NULL REFERENCES machines(id)
+);
+CREATE INDEX cells_of_trainings ON cells (trainings);
+CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL);
+CREATE TABLE entries (
+    suite TEXT NOT NULL, track TEXT NOT NULL, contestant TEXT NOT NULL, task TEXT NOT NULL, keys TEXT NOT NULL,
+    PRIMARY KEY (suite, track, contestant, task)
+);
+CREATE TABLE training_costs (contestant TEXT PRIMARY KEY, cost TEXT NOT NULL);
+PRAGMA user_version = 2;
+"""
+"""Of stores that were written before runs, commits and extra forward passes were recorded."""
+
+
+def old_row(cell: Cell, result: CellResult) -> tuple[object, ...]:
+    buffer = io.BytesIO()
+    values = {name: value for name, value in vars(result).items() if value is not None and name != "extra_forward_passes"}
+    np.savez_compressed(buffer, allow_pickle=False, **values)
+    content = buffer.getvalue()
+    own = cell.key, cell.trainings, cell.suite, json.dumps(cell.to_dict()), content, hashlib.sha256(content).hexdigest()
+    return (*own, True, None, result.seconds, 0.0, 1)
+
+
+def test_an_older_store_is_taken_over_where_it_lies_and_its_writers_can_go_on(path: Path) -> None:
+    insert = "INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    result = dataclasses.replace(fake_result(CELL), losses=None, rates=None)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(OLD_SCHEMA)
+    connection.execute("INSERT INTO machines VALUES (1, ?)", (json.dumps({"lr_env": "0.1.0", "torch": "2.12.0", "numpy": "2.4.6"}),))
+    connection.execute(insert, old_row(CELL, result))
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (CELL.suite, CELL.track, CELL.contestant, CELL.task, json.dumps([CELL.key])))
+    with Store(path) as store:
+        assert_equal(store.find(CELL), result)
+        assert [cell for cell, _ in store.cells("tiny-1")] == [CELL]
+        assert (store.commands("tiny-1"), store.entered("tiny-1"), store.contestants("tiny-1")) == ([], [], ["SPS"])
+        store.record_run("tiny-1", "lr-bench run --suite tiny", ["SPS"])
+        store.save(OTHER, fake_result(OTHER))
+        connection.execute(insert, old_row(dataclasses.replace(CELL, seeds=(9, 8)), result))  # a process of the old version, at the same time
+        assert len(list(store.cells())) == 3
+        assert store.versions()[0] == {"lr_env": "0.1.0", "torch": "2.12.0", "numpy": "2.4.6", "commit": None}
+        assert len(store.versions()) == 2
+    connection.close()
+    with Store(path) as again:
+        assert again.commands("tiny-1") == ["lr-bench run --suite tiny"]
+
+
+def test_runs_are_recorded_each_once_with_who_was_entered_in_their_order(store: Store) -> None:
+    first, second = ("lr-bench run --controllers z.py:Zed,a.py:Ada", ["Zed", "Ada"]), ("lr-bench run --controllers a.py:Ada,b.py:Bea", ["Ada", "Bea"])
+    for command, entered in (first, second, first):
+        store.record_run("tiny-1", command, entered)
+    store.record_run("other-1", "lr-bench run", [])
+    assert store.commands("tiny-1") == [first[0], second[0]]
+    assert store.entered("tiny-1") == ["Zed", "Ada", "Bea"]
+    assert (store.commands("other-1"), store.entered("other-1")) == (["lr-bench run"], [])
+
+
+def test_results_of_another_commit_are_of_another_version(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(CELL, fake_result(CELL))
+    assert store.versions() == store.versions_with_this()
+    description = json.loads(store_module._machine())
+    assert description.get("commit") == store_module._commit()
+    monkeypatch.setattr(store_module, "_machine", lambda: json.dumps(description | {"commit": "another"}))
+    assert len(store.versions()) == 1
+    assert len(store.versions_with_this()) == 2
+    store.save(OTHER, fake_result(OTHER))
+    assert [versions["commit"] for versions in store.versions()] == [description.get("commit"), "another"]
+    monkeypatch.setattr(store_module, "_machine", lambda: json.dumps(description | {"commit": "another", "node": "elsewhere"}))
+    store.save(OTHER, fake_result(OTHER))
+    assert len(store.versions()) == 2
+
+
+def test_the_commit_is_that_of_the_checkout_that_holds_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        line = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    file = tmp_path / "store.py"
+    file.write_text("first")
+    monkeypatch.setattr(store_module, "__file__", str(file))
+    assert store_module._commit() is None
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "of somebody else's project")
+    assert store_module._commit() is None
+    git("add", "store.py")
+    git("commit", "--quiet", "--message", "first")
+    assert store_module._commit() == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert store_module._commit() == f"{git('rev-parse', 'HEAD')}-dirty"
+
+
+def test_a_folder_that_is_a_file_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(StoreError, match=r"mine\.py/results\.sqlite can't be written: Not a directory\. Choose another --output"):
+        Store(tmp_path / "mine.py" / "results.sqlite")
 
 
 def test_a_full_disk_is_said_and_leaves_what_is_stored(store: Store) -> None:

@@ -65,6 +65,11 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def steps(value: float | None) -> str:
+    """A number of SGD steps."""
+    return "–" if value is None else "never" if math.isinf(value) else f"{value:,.0f}"
+
+
 def probability(value: float | None) -> str:
     """A p-value."""
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
