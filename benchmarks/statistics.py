@@ -302,8 +302,9 @@ def performance_profile(
     """Fraction of trainings that score above each threshold, ``1/K Σ_k 1/N_k Σ_n 1[x_kn > τ]``, with a pointwise band on *these* tasks.
 
     See Agarwal et al. (2021), section 4.2. Controllers are resampled, the same ones for all tasks, and apart from them evaluation seeds within each
-    task, the same ones for all its controllers; so the band is about newly trained controllers. Where all trainings of each task are on the same side,
-    it has no width. Simulated 95 % bands cover COVERAGE_PROFILE
+    task, the same ones for all its controllers; so the band is about newly trained controllers. Where all trainings of each task are on the same
+    side, it has no width. Simulated 95 % bands cover 93 % for 10 tasks of 5 seeds and one controller; for 8 tasks of 10 seeds, where controllers
+    differ as much as trainings do, 94 to 95 % with 5 and 10 controllers, 87 % with 3, and 71 % with 2.
 
     Args:
         scores: Of each task ``(training seeds, evaluation seeds)``; one training seed for what isn't trained. Numbers of evaluation seeds may differ:
@@ -339,7 +340,9 @@ def probability_of_improvement(
 
     ``1/K Σ_k U_k / (N_k M_k)``, where U_k is the Mann–Whitney statistic (Agarwal et al. 2021, section 4.3), with an interval on *these* tasks. Both
     contestants are resampled apart from each other: their controllers, the same ones for all tasks, and evaluation seeds within each task, the same
-    ones for all its controllers; so the interval is about newly trained controllers. Simulated 95 % intervals cover COVERAGE_IMPROVEMENT
+    ones for all its controllers; so the interval is about newly trained controllers. Simulated 95 % intervals cover 95 to
+    96 % where nothing is trained, 99 % where both share their trainings' seeds; where controllers differ as much as trainings do, 93 to 95 % with 5
+    and 10 controllers, 87 % with 3, and 76 % with 2.
 
     Args:
         first: Scores of each task, ``(training seeds, evaluation seeds)``; one training seed for what isn't trained. Numbers of evaluation seeds may
@@ -352,9 +355,7 @@ def probability_of_improvement(
     Raises:
         ValueError: If an array has another shape or other tasks, there are fewer than two evaluation seeds, or something isn't finite.
     """
-    ours, theirs = (
-        _tasks(name, scores, "training seeds", "evaluation seeds", fewest=2) for name, scores in (("first", first), ("second", second))
-    )
+    ours, theirs = (_tasks(name, scores, "training seeds", "evaluation seeds", fewest=2) for name, scores in (("first", first), ("second", second)))
     if len(ours) != len(theirs):
         raise ValueError(f"first and second must be of the same tasks, but have {len(ours)} and {len(theirs)} tasks.")
     wins = [(1 + np.sign(x[:, :, None, None] - y)) / 2 for x, y in zip(ours, theirs, strict=True)]  # each (J, N_k, J', M_k)
