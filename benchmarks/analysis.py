@@ -61,7 +61,6 @@ from benchmarks.summary import (
     Summary,
     TaskEntry,
     TaskReferences,
-    Verdict,
 )
 
 OPPONENTS = (RIVAL, POLYAK_RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)
