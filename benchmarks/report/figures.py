@@ -341,8 +341,7 @@ def _profiles(summary: Summary) -> Iterator[Figure]:
         colours = contestants_drawn(summary, track)
         profiles = [row for row in summary.profiles if row.track == track and row.contestant in colours]
         if profiles:
-            caption = f"Performance profiles, {track_name(track)}; bands are 95 % intervals on these tasks, of controllers trained anew where they "
-                "are learned."
+            caption = f"Performance profiles, {track_name(track)}; bands: 95 % intervals on these tasks, of new controllers where they are learned."
             yield Figure(f"profiles-{_slug(track)}", "profiles", caption, partial(_draw_profiles, profiles, colours, summary.controllers))
 
 
