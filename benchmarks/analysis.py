@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks.contestants import GREEDY
 from benchmarks.records import Cell, CellResult, CellRole, Point
 from benchmarks.statistics import (
     FEWEST_TASKS,
@@ -33,12 +34,14 @@ from benchmarks.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
     tuning_equivalents,
+    worst_task,
 )
-from benchmarks.suites import SPECIFICATIONS, Suite, SuiteTask, frozen_references
+from benchmarks.suites import LOWER_METRICS, SPECIFICATIONS, Suite, SuiteTask, frozen_references
 from benchmarks.summary import (
     DEFAULT,
     HINDSIGHT,
     POLYAK,
+    POLYAK_RIVAL,
     POOL,
     RANDOM_POLICY,
     RIVAL,
@@ -58,11 +61,16 @@ from benchmarks.summary import (
     Summary,
     TaskEntry,
     TaskReferences,
-    Verdict,
 )
 
-OPPONENTS = (RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)
-"""Whom entered controllers are compared with, one by one."""
+OPPONENTS = (RIVAL, POLYAK_RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)
+"""Whom entered controllers are compared with, one by one, beside the best of the shared schedules."""
+SIGNIFICANT = 0.05
+"""Adjusted p-value below which a comparison that is not the primary one is won or lost."""
+SEARCHES = (1, 3, 10, 30, 100)
+"""Runs of a random search that are reported wherever some pool is large enough."""
+STANDARDISED, ANNEALED = "where inputs are standardised", "where rates must be annealed"
+"""Tasks on which a gain may vanish."""
 RATE_FREE = (POLYAK, "schedule-free", "prodigy")
 """What no claim survives being equalled by."""
 ANNEALING_GAIN = 0.05
@@ -106,11 +114,12 @@ class _Runs:
 
 @dataclass
 class _Pool:
-    """The random search on one task: scores on tuning seeds ``(P,)``, and on some of the reported seeds ``(P, S)``."""
+    """The random search on one task: mean scores on so many tuning seeds ``(P,)``, and scores on some of the reported seeds ``(P, S)``."""
 
     seeds: tuple[int, ...]
     tuning: np.ndarray
     reports: np.ndarray
+    trainings: int
 
 
 @dataclass
@@ -124,6 +133,7 @@ class _Track:
     pools: dict[str, _Pool] = field(default_factory=dict)  # by task
     kinds: dict[str, Kind] = field(default_factory=dict)
     expected: dict[str, tuple[int, ...]] = field(default_factory=dict)  # training seeds by contestant
+    learned: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of the reported trainings, by contestant
     trainings: Counter[str] = field(default_factory=Counter)
     extra_passes: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))  # and SGD steps, by contestant
@@ -133,6 +143,15 @@ class _Track:
         """Tasks where all cells of these contestants are there."""
         names = [task.name for task in self.tasks] if tasks is None else tasks
         return [task for task in names if all(self.complete(task, contestant) for contestant in contestants)]
+
+    def tasks_of(self, *contestants: str, tasks: Iterable[str] | None = None) -> list[str]:
+        """Tasks that all of these contestants are meant to run on."""
+        skips = GREEDY in contestants
+        return [task.name for task in self.tasks if not (skips and task.is_costly) and (tasks is None or task.name in tasks)]
+
+    def training_seeds(self, contestant: str) -> int:
+        """Controllers, each from its own seed; 0 for what is not learned."""
+        return len(self.expected[contestant]) if contestant in self.learned else 0
 
     def complete(self, task: str, contestant: str) -> bool:
         """Whether all controllers of the contestant have run on the task."""
@@ -183,9 +202,19 @@ def summarise(
         missing += problems
     tracks = everything[: len(suite.tracks)]
     references = {(row.track, row.task): row for track in tracks for row in _references(track, frozen_references(suite.key).get(track.name, {}))}
-    comparisons = [row for track in tracks for name in entered for opponent in OPPONENTS if (row := _compare(track, name, opponent)) is not None]
+    best_shared = {track.name: best for track in tracks if (best := _best_shared(track)) is not None}
+    comparisons = [
+        row
+        for track in tracks
+        for name in entered
+        for opponent in dict.fromkeys((*OPPONENTS, best_shared.get(track.name, DEFAULT)))
+        if (row := _compare(track, name, opponent)) is not None
+    ]
     standings = [row for track in tracks for row in _standings(track, references)]
-    comparisons, standings = _adjusted(comparisons, standings)
+    controls = [row for track in tracks for name in entered for row in _controls(track, name)]
+    tests = [row for track in tracks for name in entered for row in _tests(track, name, references)]
+    baselines = [row.against_rival for row in standings if row.kind == "baseline" and row.contestant != HINDSIGHT and row.against_rival is not None]
+    adjusted = _adjusted((*comparisons, *controls, *tests, *baselines), (suite.tracks[0], *entered[:1], RIVAL, ""))
     return Summary(
         suite=suite.key,
         tracks=tuple(suite.tracks),
@@ -193,14 +222,19 @@ def summarise(
         provenance=dict(provenance or {}),
         references=tuple(references.values()),
         entries=tuple(row for track in tracks for row in _entries(track, references)),
-        standings=tuple(standings),
-        comparisons=tuple(comparisons),
-        controls=tuple(row for track in tracks for name in entered for row in _controls(track, name)),
+        standings=tuple(
+            row if row.against_rival is None else replace(row, against_rival=adjusted.get(_key(row.against_rival), row.against_rival))
+            for row in standings
+        ),
+        comparisons=tuple(adjusted[_key(row)] for row in comparisons),
+        controls=tuple(adjusted[_key(row)] for row in controls),
         budgets=tuple(row for track in tracks for row in _budgets(track, training_costs or {})),
         equivalents=tuple(row for track in tracks for name in entered for row in _equivalents(track, name)),
         searches=tuple(search for track in tracks if (search := _search(track)) is not None),
         profiles=tuple(row for track in tracks for row in _profiles(track, references)),
-        falsifiers=tuple(row for track in tracks for name in entered for row in _falsifiers(track, name, references)),
+        falsifiers=tuple(row for track in tracks for name in entered for row in _falsifiers(track, name, references, adjusted)),
+        tests=tuple(adjusted[_key(row)] for row in tests),
+        best_shared=best_shared,
         optimizers=tuple(_optimizers(everything)),
         failed=tuple(failed),
         missing=tuple(missing),
@@ -245,6 +279,8 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
             pools[cell.task][cell.role][json.dumps(dict(cell.point), sort_keys=True)] = result
         elif cell.role == "report":
             reported[cell.task, cell.contestant][cell.point.get("training_seed", 0)] = result
+            if "training_seed" in cell.point:
+                track.learned.add(cell.contestant)
             track.points[cell.contestant].add(_point(cell.point))
             track.seconds[cell.contestant] += result.seconds
             track.trainings[cell.contestant] += len(cell.seeds)
@@ -258,7 +294,7 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
         runs = reported.get((task, contestant), {})
         if runs:
             track.runs[task][contestant] = _Runs(tuple(sorted(runs)), seeds[task, False], [runs[seed] for seed in sorted(runs)])
-        lacking = [seed for seed in track.expected[contestant] if seed not in runs]
+        lacking = [seed for seed in track.expected[contestant] if seed not in runs and task in track.tasks_of(contestant)]
         several = len(track.expected[contestant]) > 1
         problems += [Problem(name, task, contestant, "report", f"training_seed {seed}" if several else "", "no result") for seed in lacking]
     if name in suite.tracks:
@@ -268,8 +304,9 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
         points = sorted(set(pool["tune"]) & set(pool["report"]))
         if points:
             reports = [pool["report"][point] for point in points]
+            tuned = [pool["tune"][point].scores for point in points]
             track.pools[task] = _Pool(
-                seeds[task, True], np.array([pool["tune"][point].scores.mean() for point in points]), np.stack([result.scores for result in reports])
+                seeds[task, True], np.array([scores.mean() for scores in tuned]), np.stack([result.scores for result in reports]), len(tuned[0])
             )
             if len(seeds[task, True]) > 1:
                 best = min(reports, key=lambda result: float(result.scores.mean()))
@@ -306,6 +343,7 @@ def _references(track: _Track, frozen: Mapping[str, Mapping[str, Any]]) -> Itera
             frozen=given is not None,
             annealing=annealing,
             counts_for_schedules=None if annealing is None else annealing >= ANNEALING_GAIN,
+            is_costly=task.is_costly,
         )
 
 
@@ -317,6 +355,21 @@ def _annealing(track: _Track, task: str) -> float | None:
             if "shape" in point:
                 means[point["shape"] == "constant"].append(float(result.scores.mean()))
     return min(means[True]) - min(means[False]) if means[True] and means[False] else None
+
+
+def _best_shared(track: _Track) -> str | None:
+    """The shared schedule whose best point has the lowest mean on the tuning seeds, over the tasks that all of them were tuned on."""
+    candidates = [name for name in track.kinds if name.endswith("(shared)")]
+    tasks = [task for task in track.tasks_of() if candidates and all(track.tuning[task].get(name) for name in candidates)]
+
+    def best(name: str) -> float:
+        scores: dict[str, list[float]] = defaultdict(list)
+        for task in tasks:
+            for point, result in track.tuning[task][name]:
+                scores[_point(point)].append(float(result.scores.mean()))
+        return min((float(np.mean(means)) for means in scores.values() if len(means) == len(tasks)), default=float("inf"))
+
+    return min(candidates, key=best) if tasks else None
 
 
 def _mean(scores: np.ndarray | None) -> float | None:
@@ -387,50 +440,44 @@ def _normalised(runs: _Runs, reference: TaskReferences) -> np.ndarray:
     return normalised_score(runs.scores, reference.default, reference.rival, runs.diverged)
 
 
-def _compare(track: _Track, first: str, second: str, tasks: Sequence[str] | None = None) -> Comparison | None:
+def _compare(track: _Track, first: str, second: str, tasks: Sequence[str] | None = None, scope: str = "") -> Comparison | None:
     """Two contestants on the tasks (all of them for None) that both finished; None where there is none."""
     if first == second or not {first, second} <= track.kinds.keys():
         return None
     finished = track.finished(first, second, tasks=tasks)
     if not finished:
         return None
-    differences = _stack([track.differences(task, first, second) for task in finished])
+    differences = [track.differences(task, first, second) for task in finished]
+    means = np.array([each.mean() for each in differences])
     ratio, basis = _interval(differences, mean)
-    sample = differences.mean((1, 2)) if basis == "new tasks" else differences.mean((0, 1))
+    # On these tasks each pair of trainings may change its sign; those of a task with more of them count less.
+    sample = means if basis == "new tasks" else np.concatenate([each.mean(0) / each.shape[1] for each in differences])
     return Comparison(
         track=track.name,
         first=first,
         second=second,
         tasks=len(finished),
-        expected=len(track.tasks if tasks is None else tasks),
-        wins=int((differences.mean((1, 2)) < 0).sum()),
+        expected=len(track.tasks_of(first, second, tasks=tasks)),
+        wins=int((means < 0).sum()),
         ratio=_percent(ratio),
         basis=basis,
-        verdict=_verdict(ratio),
+        verdict="beats" if ratio.high < 0 else "loses" if ratio.low > 0 else "ties",
         p_value=paired_p_value(sample, np.zeros_like(sample)),
+        training_seeds=track.training_seeds(first),
+        scope="" if tasks is None or len(tasks) == len(track.tasks) else scope,
     )
 
 
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays ``(J, S)`` of tasks as one ``(tasks, J, S)``; where numbers of seeds differ, each task's first ones: tasks weigh the same."""
-    seeds = min(array.shape[1] for array in arrays)
-    return np.stack([array[:, :seeds] for array in arrays])
-
-
-def _interval(values: np.ndarray, statistic: Statistic) -> tuple[Interval, Basis]:
-    """A statistic of ``(tasks, J, S)``: on new tasks where there are enough of them, else on these, of the J controllers' average."""
+def _interval(values: Sequence[np.ndarray], statistic: Statistic) -> tuple[Interval, Basis]:
+    """A statistic of tasks ``(J, S_k)``: on new tasks where there are enough of them, else on these, of the J controllers' average."""
     if len(values) >= FEWEST_TASKS:
         return hierarchical_bootstrap(values, statistic), "new tasks"
-    return stratified_bootstrap(values.mean(1), statistic), "these tasks"
+    return stratified_bootstrap([each.mean(0) for each in values], statistic), "these tasks"
 
 
 def _percent(interval: Interval) -> Interval:
     """Differences of log10 losses as changes in %."""
     return Interval(*(float(100 * (10**value - 1)) for value in (interval.estimate, interval.low, interval.high)))
-
-
-def _verdict(difference: Interval) -> Verdict:
-    return "beats" if difference.high < 0 else "loses" if difference.low > 0 else "ties"
 
 
 def _standings(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> list[Standing]:
@@ -440,32 +487,33 @@ def _standings(track: _Track, references: Mapping[tuple[str, str], TaskReference
     for contestant, kind in track.kinds.items():
         finished = track.finished(contestant)
         runs = [track.runs[task][contestant] for task in finished]
-        interquartile = average = worst = worst_task = None
-        basis: Basis = "new tasks" if len(scored) >= FEWEST_TASKS else "these tasks"
-        if scored and set(scored) <= set(finished):
-            scores = _stack(
-                [_normalised(track.runs[task][contestant], references[track.name, task]).clip(LOWEST_SCORE, HIGHEST_SCORE) for task in scored]
-            )
-            (interquartile, _), (average, _) = _interval(scores, interquartile_mean), _interval(scores, mean)
-            means = scores.mean((1, 2))
-            worst, worst_task = float(means.min()), scored[int(means.argmin())]
-        comparable = contestant != RIVAL and bool(with_rival) and set(with_rival) <= set(finished)
+        interquartile = average = worst = lowest = None
+        own = track.tasks_of(contestant, tasks=scored)
+        basis: Basis = "new tasks" if len(own) >= FEWEST_TASKS else "these tasks"
+        if own and set(own) <= set(finished):
+            scores = [_normalised(track.runs[task][contestant], references[track.name, task]).clip(LOWEST_SCORE, HIGHEST_SCORE) for task in own]
+            (interquartile, basis), (average, _) = _interval(scores, interquartile_mean), _interval(scores, mean)
+            worst = stratified_bootstrap([each.mean(0) for each in scores], worst_task)
+            lowest = own[int(np.argmin([each.mean() for each in scores]))]
+        shared = track.tasks_of(contestant, tasks=with_rival)
+        comparable = contestant != RIVAL and bool(shared) and set(shared) <= set(finished)
         rows.append(
             Standing(
                 track=track.name,
                 contestant=contestant,
                 kind=kind,
                 finished=len(finished),
-                expected=len(track.tasks),
-                scored=len(scored),
+                expected=len(track.tasks_of(contestant)),
+                scored=len(own),
                 interquartile_mean=interquartile,
                 mean=average,
                 worst=worst,
-                worst_task=worst_task,
-                improvement=_improvement(track, contestant, with_rival) if comparable else None,
-                against_rival=_compare(track, contestant, RIVAL, with_rival) if comparable else None,
+                worst_task=lowest,
+                improvement=_improvement(track, contestant, shared) if comparable else None,
+                against_rival=_compare(track, contestant, RIVAL) if comparable else None,
                 diverged=float(np.mean(np.concatenate([run.diverged.ravel() for run in runs]))) if runs else float("nan"),
                 basis=basis,
+                training_seeds=track.training_seeds(contestant),
             )
         )
     return sorted(rows, key=_rank)
@@ -480,24 +528,28 @@ def _rank(row: Standing) -> tuple[bool, float]:
 
 def _improvement(track: _Track, contestant: str, tasks: Sequence[str]) -> Interval:
     """Probability that a training of the contestant ends lower than one of the rival's."""
-    first = _stack([-track.runs[task][contestant].scores for task in tasks])
-    second = _stack([-track.runs[task][RIVAL].scores for task in tasks])
-    return probability_of_improvement(first.reshape(len(tasks), -1), second.reshape(len(tasks), -1))
+    ours, theirs = ([-track.runs[task][name].scores for task in tasks] for name in (contestant, RIVAL))
+    return probability_of_improvement(ours, theirs)
 
 
-def _adjusted(comparisons: list[Comparison], standings: list[Standing]) -> tuple[list[Comparison], list[Standing]]:
-    """Holm's correction over all but the primary comparison, the first: entered controllers with each opponent, others with the rival."""
-    family = {(row.track, row.first, row.second): row.p_value for row in comparisons[1:]}
-    primary = {(row.track, row.first, row.second): row.p_value for row in comparisons[:1]}
-    for standing in standings:
-        row = standing.against_rival
-        if row is not None and standing.kind == "baseline" and row.first != HINDSIGHT:
-            family[row.track, row.first, row.second] = row.p_value
-    adjusted = primary | dict(zip(family, map(float, holm(list(family.values()))), strict=True)) if family else primary
-    for i, standing in enumerate(standings):
-        if (row := standing.against_rival) is not None:
-            standings[i] = replace(standing, against_rival=replace(row, adjusted=adjusted.get((row.track, row.first, row.second))))
-    return [replace(row, adjusted=adjusted[row.track, row.first, row.second]) for row in comparisons], standings
+_Key: TypeAlias = tuple[str, ...]
+
+
+def _key(row: Comparison) -> _Key:
+    return row.track, row.first, row.second, row.scope
+
+
+def _adjusted(rows: Iterable[Comparison], primary: _Key) -> dict[_Key, Comparison]:
+    """Each comparison once, after Holm's correction over all but the primary one, without which a win or loss is a tie."""
+    found = {_key(row): row for row in rows}
+    family = [key for key in found if key != primary]
+    p_values = dict(zip(family, map(float, holm([found[key].p_value for key in family])), strict=True)) if family else {}
+    for key in family:
+        row, p_value = found[key], p_values[key]
+        found[key] = replace(row, adjusted=p_value, verdict=row.verdict if p_value < SIGNIFICANT else "ties")
+    if primary in found:
+        found[primary] = replace(found[primary], adjusted=found[primary].p_value)
+    return found
 
 
 def _controls(track: _Track, controller: str) -> list[Comparison]:
@@ -539,12 +591,15 @@ def _equivalents(track: _Track, contestant: str) -> list[Equivalents]:
             own, reports = track.runs[task][contestant].on(pool.seeds).scores.mean(0), pool.reports
             if len(own) == 1:  # then the interval speaks of the search's luck alone
                 own, reports = own.repeat(2), reports.repeat(2, axis=1)
-            rows.append(Equivalents(track.name, contestant, task, tuning_equivalents(own, pool.tuning, reports), len(reports), "these tasks"))
+            runs = tuning_equivalents(own, pool.tuning, reports)
+            rows.append(Equivalents(track.name, contestant, task, runs, len(reports), pool.trainings, "these tasks"))
     if rows:
         median = median_interval(np.array([row.runs.estimate for row in rows]))
-        rows.insert(
-            0, Equivalents(track.name, contestant, None, replace(median, low=max(median.low, 0.0)), max(row.pool for row in rows), "new tasks")
-        )
+        basis: Basis = "new tasks"
+        if len(rows) < FEWEST_TASKS:  # then nothing is claimed about others
+            median, basis = replace(median, low=0.0, high=np.inf), "these tasks"
+        pool_size, trainings = max(row.pool for row in rows), max(row.trainings for row in rows)
+        rows.insert(0, Equivalents(track.name, contestant, None, replace(median, low=max(median.low, 0.0)), pool_size, trainings, basis))
     return rows
 
 
@@ -552,20 +607,25 @@ def _search(track: _Track) -> SearchCurve | None:
     tasks = [task for task in track.pools if RIVAL in track.kinds and track.complete(task, RIVAL)]
     if not tasks:
         return None
-    counts = np.unique(np.geomspace(1, min(len(track.pools[task].tuning) for task in tasks), 25).astype(int))
-    scores = [
-        expected_search_scores(pool.tuning, pool.reports, counts) - track.runs[task][RIVAL].on(pool.seeds).scores.mean()
-        for task, pool in ((task, track.pools[task]) for task in tasks)
-    ]
-    return SearchCurve(track.name, tuple(map(int, counts)), tuple(100 * (10 ** np.mean(scores, 0) - 1)))
+    largest = max(len(track.pools[task].tuning) for task in tasks)
+    counts = sorted({*np.geomspace(1, largest, 25).astype(int).tolist(), *(count for count in SEARCHES if count <= largest)})
+    ratios: dict[int, list[float]] = defaultdict(list)
+    for task in tasks:
+        pool, rival = track.pools[task], track.runs[task][RIVAL]
+        possible = [count for count in counts if count <= len(pool.tuning)]
+        scores = expected_search_scores(pool.tuning, pool.reports, possible) - rival.on(pool.seeds).scores.mean()
+        for count, score in zip(possible, scores, strict=True):
+            ratios[count].append(float(score))
+    means = tuple(float(100 * (10 ** np.mean(ratios[count]) - 1)) for count in counts)
+    return SearchCurve(track.name, tuple(counts), means, tuple(len(ratios[count]) for count in counts))
 
 
 def _profiles(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Profile]:
     scored = [task.name for task in track.tasks if references[track.name, task.name].scored]
     for contestant, kind in track.kinds.items():
         if scored and kind != "control" and set(scored) <= set(track.finished(contestant)):
-            scores = _stack([_normalised(track.runs[task][contestant], references[track.name, task]) for task in scored])
-            profile = performance_profile(scores.reshape(len(scored), -1), THRESHOLDS)
+            scores = [_normalised(track.runs[task][contestant], references[track.name, task]) for task in scored]
+            profile = performance_profile(scores, THRESHOLDS)
             values = (profile.thresholds, profile.fractions, profile.low, profile.high)
             yield Profile(track.name, contestant, *(tuple(map(float, each)) for each in values))
 
@@ -630,7 +690,30 @@ def _quartiles(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
     return low, middle, high
 
 
-def _falsifiers(track: _Track, controller: str, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Falsifier]:
+def _rate_free(track: _Track) -> list[str]:
+    """What no claim survives being equalled by; its plain name where it does not take part."""
+    found = [[contestant for contestant in track.kinds if contestant.lower().startswith(name.lower())] or [name] for name in RATE_FREE]
+    return [contestant for contestants in found for contestant in contestants]
+
+
+def _scopes(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> dict[str, list[str]]:
+    """Tasks on which a gain may vanish, by what they are."""
+    return {
+        STANDARDISED: [task.name for task in track.tasks if not _scales_inputs(task)],
+        ANNEALED: [task.name for task in track.tasks if references[track.name, task.name].counts_for_schedules],
+    }
+
+
+def _tests(track: _Track, controller: str, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Comparison]:
+    """What falsifiers need beside the comparisons with opponents and controls."""
+    rows = [_compare(track, controller, name) for name in _rate_free(track)]
+    rows += [_compare(track, controller, RIVAL, tasks, scope) for scope, tasks in _scopes(track, references).items()]
+    yield from (row for row in rows if row is not None)
+
+
+def _falsifiers(
+    track: _Track, controller: str, references: Mapping[tuple[str, str], TaskReferences], comparisons: Mapping[_Key, Comparison]
+) -> Iterator[Falsifier]:
     """Written before any run: each is a way in which "it beats what people tune by hand, because of what it observes" could be wrong."""
     if controller not in track.kinds:
         return
@@ -638,55 +721,59 @@ def _falsifiers(track: _Track, controller: str, references: Mapping[tuple[str, s
     def falsifier(statement: str, fired: bool | None, reason: str) -> Falsifier:
         return Falsifier(track.name, controller, statement, "not tested" if fired is None else "fired" if fired else "not fired", reason)
 
-    def equals(opponent: str, tasks: Sequence[str] | None = None) -> tuple[bool | None, str]:
-        row = _compare(track, controller, opponent, tasks)
+    def equals(opponent: str, scope: str = "") -> tuple[bool | None, str]:
+        row = comparisons.get((track.name, controller, opponent, scope))
         if row is None:
             return None, f"{opponent} and {controller} have not both finished such a task."
         ratio = f"{row.ratio.estimate:+.1f} % [{row.ratio.low:+.1f}, {row.ratio.high:+.1f}]".replace("-", "−")
-        return row.verdict != "beats", f"Loss {ratio} against {opponent}, over {row.tasks} of {row.expected} tasks."
+        p_value = row.p_value if row.adjusted is None else row.adjusted
+        return row.verdict != "beats", f"Loss {ratio} against {opponent}, p = {p_value:.3f}, over {row.tasks} of {row.expected} tasks."
 
     yield falsifier("A replay of its own average rates equals it", *equals(f"{controller}: same-instance replay"))
-    for name in RATE_FREE:
-        entered = [contestant for contestant in track.kinds if contestant.lower().startswith(name.lower())]
-        for contestant in entered or [name]:
-            yield falsifier(f"{contestant} equals it", *equals(contestant))
+    for contestant in _rate_free(track):
+        yield falsifier(f"{contestant} equals it", *equals(contestant))
     yield falsifier("Fewer than 4 of 5 training seeds win", *_training_seeds_that_win(track, controller))
-    standardised = [task.name for task in track.tasks if not _scales_inputs(task)]
-    annealing = [task.name for task in track.tasks if references[track.name, task.name].counts_for_schedules]
-    yield falsifier("The gain vanishes where inputs are standardised", *equals(RIVAL, standardised))
-    yield falsifier("The gain vanishes where rates must be annealed", *equals(RIVAL, annealing))
-    yield falsifier("Its test loss is worse than that of the schedule tuned per task", *_worse_test(track, controller))
+    for scope, tasks in _scopes(track, references).items():
+        yield falsifier(f"The gain vanishes {scope}", *equals(RIVAL, scope if len(tasks) < len(track.tasks) else ""))
+    yield falsifier("Its test metric is worse than that of the schedule tuned per task", *_worse_test(track, controller))
 
 
 def _training_seeds_that_win(track: _Track, controller: str) -> tuple[bool | None, str]:
-    seeds = track.expected[controller]
+    seeds = track.training_seeds(controller)
     tasks = track.finished(controller, RIVAL) if RIVAL in track.kinds else []
-    if len(seeds) < 5 or not tasks:
-        return (
-            None,
-            f"{len(seeds)} controllers were entered, and 5 or more are needed."
-            if tasks
-            else f"{RIVAL} and {controller} have not both finished a task.",
-        )
+    if not tasks:
+        return None, f"{RIVAL} and {controller} have not both finished a task."
+    if seeds < 5:
+        several = f"{seeds} controllers were" if seeds != 1 else "1 controller was"
+        return None, f"{several} trained, each from its own seed, and 5 or more are needed." if seeds else "It has no training seeds."
     means = np.mean([track.differences(task, controller, RIVAL).mean(1) for task in tasks], 0)
     wins = int((means < 0).sum())
-    return wins < 0.8 * len(seeds), f"{wins} of {len(seeds)} have a lower mean loss than {RIVAL}, over {len(tasks)} of {len(track.tasks)} tasks."
+    return wins < 0.8 * seeds, f"{wins} of {seeds} have a lower mean loss than {RIVAL}, over {len(tasks)} of {len(track.tasks)} tasks."
 
 
 def _worse_test(track: _Track, controller: str) -> tuple[bool | None, str]:
-    """Log ratio of test losses, of trainings that did not diverge under either."""
-    tasks = track.finished(controller, RIVAL) if RIVAL in track.kinds else []
-    means = []
-    for task in tasks:
-        ours, theirs = track.paired(task, controller, RIVAL)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            differences = (_decades(ours.stacked("test_losses")) - _decades(theirs.stacked("test_losses")))[~(ours.diverged | theirs.diverged)]
-        if len(differences) and np.isfinite(differences).all():
-            means.append(differences.mean())
-    if not means:
-        return None, "No test losses of both."
-    worse = 100 * (10 ** float(np.mean(means)) - 1)
-    return worse > 0, f"Test loss {worse:+.1f} %, geometric mean over {len(means)} of {len(track.tasks)} tasks.".replace("-", "−")
+    """Chance of a better metric than the rival's; tasks' metrics have different units, and a training that diverged is worse than all others."""
+    both = {task.name: task for task in track.tasks if RIVAL in track.kinds and task.name in track.finished(controller, RIVAL)}
+    pairs = [pair for task in both.values() if (pair := _metrics(task, track.runs[task.name][controller], track.runs[task.name][RIVAL])) is not None]
+    if not pairs:
+        return None, "No test metrics of both."
+    ours, theirs = zip(*pairs, strict=True)
+    chance = probability_of_improvement(ours, theirs)
+    about = "these tasks and new controllers" if len(ours[0]) > 1 else "these tasks"
+    return chance.estimate < 0.5, (
+        f"With a chance of {chance.estimate:.0%} [{chance.low:.0%}, {chance.high:.0%}] a training has a better metric than one of {RIVAL}, over "
+        f"{len(pairs)} of {len(track.tasks)} tasks; the interval is on {about}."
+    )
+
+
+def _metrics(task: SuiteTask, *contestants: _Runs) -> list[np.ndarray] | None:
+    """The task's metric of each contestant's trainings, test losses where it has none, ``(J, S)``; higher is better. None where nothing is there."""
+    has_metrics = all(result.test_metrics is not None for runs in contestants for result in runs.results)
+    sign = 1 if has_metrics and task.source not in LOWER_METRICS else -1
+    values = [sign * runs.stacked("test_metrics" if has_metrics else "test_losses") for runs in contestants]
+    fine = [np.isfinite(each) & ~runs.diverged for each, runs in zip(values, contestants, strict=True)]
+    known = np.concatenate([each[mask] for each, mask in zip(values, fine, strict=True)])
+    return [np.where(mask, each, known.min() - 1) for each, mask in zip(values, fine, strict=True)] if len(known) else None
 
 
 def _scales_inputs(task: SuiteTask) -> bool:

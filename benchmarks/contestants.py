@@ -41,6 +41,7 @@ from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, SideB
 from benchmarks.records import Point
 from benchmarks.runner import Runner
 from benchmarks.suites import Suite, SuiteTask
+from benchmarks.summary import POLYAK, POLYAK_RIVAL
 from lr_env.checks import unknown_name
 from lr_env.controllers import BoundController, load_controller
 from lr_env.episodes import Execution
@@ -420,7 +421,8 @@ def rivals(suite: Suite) -> list[Contestant]:
         *(tuned(f"{shape} (shared)", [shape], "shared", everywhere if shape in ("constant", "cosine") else tracks) for shape in SHAPES),
         tuned("random search", list(SHAPES), "pool"),
         Contestant("default rate", ScheduleMaker(), points=defaults),
-        _rule("SPS", tracks, RuleMaker(StochasticPolyak), -3.0, (2e-4, 5e3), is_tuned_on_costly=True),
+        _rule(POLYAK, tracks, RuleMaker(StochasticPolyak), -3.0, (2e-4, 5e3), is_tuned_on_costly=True),
+        _rule(POLYAK_RIVAL, tracks, RuleMaker(StochasticPolyak), -3.0, (2e-4, 5e3), is_tuned_on_costly=True, tuning="task"),
         _rule("normalised gradient", tracks, RuleMaker(NormalisedGradient), -4.0, (1e-7, 1e3)),
         _rule("Armijo line search", tracks, RuleMaker(ArmijoLineSearch), -5.0, (1e-8, 0.99)),
         _rule("hypergradient, additive", tracks, RuleMaker(HypergradientDescent, {"is_multiplicative": False}), -6.0, (1e-10, 1e3)),
@@ -448,9 +450,17 @@ def _rate_grid(optimizer: str, shapes: Sequence[str], is_tuned_on_costly: bool) 
     return Grid("rate", round(float(np.log10(limits[0]))) + 1, limits, optimizer, tuple(choices), costly)
 
 
-def _rule(name: str, tracks: Sequence[str], make: Maker, start: float, limits: tuple[float, float], is_tuned_on_costly: bool = False) -> Contestant:
+def _rule(
+    name: str,
+    tracks: Sequence[str],
+    make: Maker,
+    start: float,
+    limits: tuple[float, float],
+    is_tuned_on_costly: bool = False,
+    tuning: Tuning = "shared",
+) -> Contestant:
     grid = Grid("constant", start, limits, costly_choices=({},) if is_tuned_on_costly else ())
-    return Contestant(name, make, dict.fromkeys(tracks, grid), "shared")
+    return Contestant(name, make, dict.fromkeys(tracks, grid), tuning)
 
 
 def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, has_controls: bool = True) -> list[Contestant]:

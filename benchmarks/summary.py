@@ -19,12 +19,14 @@ HINDSIGHT = "best in hindsight"
 """The best point of the random search on the very trainings that are reported: a bound, biased in its own favour."""
 SHARED = ("constant (shared)", "cosine (shared)")
 POLYAK = "SPS"
+POLYAK_RIVAL = "SPS, tuned per task"
 RANDOM_POLICY = "random policy"
 
 Verdict: TypeAlias = Literal["beats", "ties", "loses"]
 Kind: TypeAlias = Literal["entered", "baseline", "control"]
-Basis: TypeAlias = Literal["new tasks", "these tasks"]
-"""What an interval speaks of: tasks like these, where the tasks are resampled too, or these alone."""
+Basis: TypeAlias = Literal["new tasks", "these tasks", "these tasks, new controllers"]
+"""What an interval speaks of: tasks like these and newly trained controllers, where tasks, training seeds and evaluation seeds are resampled; these
+tasks and the average of these controllers, where only evaluation seeds are; or these tasks, where both kinds of seeds are."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class TaskReferences:
         frozen: Whether D, R and that are the suite's own numbers; else, before they are frozen, they are this run's.
         annealing: Best constant − best decay on the tuning seeds; None where they have not run.
         counts_for_schedules: Whether that is at least 0.05; None where unknown.
+        is_costly: Whether fewer schedules and rules are tuned on it.
     """
 
     track: str
@@ -56,6 +59,7 @@ class TaskReferences:
     frozen: bool
     annealing: float | None
     counts_for_schedules: bool | None
+    is_costly: bool
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,12 @@ class Comparison:
         wins: Tasks where the first one's mean loss is lower.
         ratio: Geometric mean over tasks of the first one's loss relative to the second's, in %: −10 is a loss lower by 10 %.
         basis: What the interval speaks of.
-        verdict: "ties" where the interval contains 0.
-        p_value: Of no difference.
-        adjusted: After Holm's correction over all comparisons but the primary one; the primary one's is ``p_value``. None outside that family.
+        verdict: "ties" where the interval contains 0, and where ``adjusted`` is 0.05 or more.
+        p_value: Of no difference: a sign-flip test of tasks' means on new tasks, else of all paired trainings.
+        training_seeds: Controllers of the first, each from its own seed; 0 for what is not learned.
+        scope: Which of the suite's tasks it is about, in words; empty for all.
+        adjusted: After Holm's correction over all comparisons but the primary one, those with controls and those of falsifiers included; the primary
+            one's is ``p_value``. None outside that family.
     """
 
     track: str
@@ -117,6 +124,8 @@ class Comparison:
     basis: Basis
     verdict: Verdict
     p_value: float
+    training_seeds: int
+    scope: str = ""
     adjusted: float | None = None
 
 
@@ -129,16 +138,17 @@ class Standing:
         contestant: Its name.
         kind: Entered by the user, a baseline, or a control.
         finished: Tasks with all cells.
-        expected: Tasks of the suite.
+        expected: Tasks of the suite that it runs on.
         scored: Tasks that the normalised scores are taken over.
         interquartile_mean: Of S over tasks and trainings, clipped to [−1, 3].
         mean: Of S, clipped.
-        worst: Lowest mean S of a task, clipped.
+        worst: Lowest mean S of a task, clipped, always on these tasks; as the lowest of several means it is biased downwards.
         worst_task: That task.
         improvement: Probability that a training ends lower than the rival's, mean over tasks.
         against_rival: None for the rival itself.
         diverged: Share of all trainings.
-        basis: What the intervals speak of.
+        basis: What the intervals of the aggregates of S speak of; ``against_rival`` has its own.
+        training_seeds: Controllers, each from its own seed; 0 for what is not learned.
     """
 
     track: str
@@ -149,12 +159,18 @@ class Standing:
     scored: int
     interquartile_mean: Interval | None
     mean: Interval | None
-    worst: float | None
+    worst: Interval | None
     worst_task: str | None
     improvement: Interval | None
     against_rival: Comparison | None
     diverged: float
     basis: Basis
+    training_seeds: int
+
+    @property
+    def improvement_basis(self) -> Basis:
+        """What the interval of ``improvement`` speaks of."""
+        return "these tasks, new controllers" if self.training_seeds > 1 else "these tasks"
 
 
 @dataclass(frozen=True)
@@ -190,7 +206,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Equivalents:
-    """How many runs of a random search match a contestant.
+    """How many runs of a random search match a contestant; a run tries one point.
 
     Attributes:
         track: The optimizer's name.
@@ -198,6 +214,7 @@ class Equivalents:
         task: None for the median over tasks.
         runs: 0 for less than one, infinite where the whole pool is worse.
         pool: Points of the random search.
+        trainings: That each of its points is tuned on; for the median the most.
         basis: What the interval speaks of.
     """
 
@@ -206,21 +223,30 @@ class Equivalents:
     task: str | None
     runs: Interval
     pool: int
+    trainings: int
     basis: Basis
 
 
 @dataclass(frozen=True)
 class SearchCurve:
-    """Loss of the best of so many runs of a random search relative to the rival's, in %, geometric mean over tasks; all ``(n,)``."""
+    """Loss of the best of so many runs of a random search relative to the rival's, in %; all ``(n,)``.
+
+    Attributes:
+        track: The optimizer's name.
+        counts: Runs, of one point each.
+        ratios: Geometric mean over the tasks whose pool has so many points.
+        tasks: How many these are.
+    """
 
     track: str
     counts: tuple[int, ...]
     ratios: tuple[float, ...]
+    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Share of trainings whose normalised score exceeds each threshold, with its band; all ``(n,)``."""
+    """Share of trainings whose normalised score exceeds each threshold, with its band, on these tasks and of new controllers; all ``(n,)``."""
 
     track: str
     contestant: str
@@ -307,6 +333,8 @@ class Summary:
         searches: Per track.
         profiles: Per track and contestant.
         falsifiers: Per track and entered controller.
+        tests: Comparisons that falsifiers rest on beside ``comparisons`` and ``controls``.
+        best_shared: The best of the shared schedules by track, chosen on tuning seeds.
         optimizers: Rows of all tracks on shared tasks, best first.
         failed: Cells that failed.
         missing: Cells that are not there.
@@ -327,6 +355,8 @@ class Summary:
     searches: tuple[SearchCurve, ...]
     profiles: tuple[Profile, ...]
     falsifiers: tuple[Falsifier, ...]
+    tests: tuple[Comparison, ...]
+    best_shared: Mapping[str, str]
     optimizers: tuple[OptimizerRow, ...]
     failed: tuple[Problem, ...]
     missing: tuple[Problem, ...]

@@ -13,8 +13,9 @@ import pytest
 from scipy.stats import trim_mean
 
 from benchmarks.analysis import steps_to_target, summarise
+from benchmarks.contestants import GREEDY
 from benchmarks.records import Cell, CellResult
-from benchmarks.statistics import tuning_equivalents
+from benchmarks.statistics import expected_search_scores, tuning_equivalents
 from benchmarks.summary import Comparison, Summary
 from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
 
@@ -97,7 +98,8 @@ def test_scores_and_leaderboard(cells: Cells, summary: Summary) -> None:
             per_task.append(np.clip(values, -1, 3))
         assert row.mean is not None and row.interquartile_mean is not None and row.worst is not None
         assert row.mean.estimate == pytest.approx(np.mean(per_task))
-        assert row.worst == pytest.approx(min(map(np.mean, per_task)))
+        assert row.worst.estimate == pytest.approx(min(map(np.mean, per_task)))
+        assert row.worst.low <= row.worst.estimate <= row.worst.high
         assert row.worst_task == SUITE.tasks[int(np.argmin([values.mean() for values in per_task]))].name
         if row.kind == "baseline":  # controllers' interquartile mean is over the average controller, see test_few_tasks_speak_of_these_tasks
             assert row.interquartile_mean.estimate == pytest.approx(trim_mean(np.concatenate(per_task), 0.25))
@@ -136,11 +138,25 @@ def test_all_p_values_but_the_primary_ones_are_adjusted(summary: Summary) -> Non
     against = [
         row.against_rival for row in summary.standings if row.kind == "baseline" and row.contestant != "best in hindsight" and row.against_rival
     ]
-    family = sorted([*others, *against], key=lambda row: row.p_value)
+    rows = {(row.track, row.first, row.second, row.scope): row for row in (*others, *summary.controls, *summary.tests, *against)}
+    assert {row.scope for row in summary.tests} == {"", "where inputs are standardised", "where rates must be annealed"}
+    family = sorted(rows.values(), key=lambda row: row.p_value)
     highest = 0.0
     for i, row in enumerate(family):
         highest = max(highest, min(1.0, (len(family) - i) * row.p_value))
         assert row.adjusted == pytest.approx(highest)
+        assert row.verdict == "ties" or row.adjusted < 0.05
+
+
+def test_nothing_but_the_primary_comparison_is_won_without_an_adjusted_p_value() -> None:
+    names = ("default rate", "tuned per task", CONTROLLER, f"{CONTROLLER}: same-instance replay")
+    suite = make_suite(1, ("momentum",), reporting=5)  # 32 signs: no p-value below 1/16
+    summary = summarise(make_cells(suite, {name: OFFSETS[name] for name in names}, 0, 1, curves=False), suite)
+    primary, default = summary.comparisons
+    assert (primary.verdict, default.second) == ("beats", "default rate")
+    assert default.ratio.high < 0 and default.p_value == 1 / 16 and default.verdict == "ties"
+    assert [row.verdict for row in summary.controls] == ["ties"]
+    assert outcomes(summary)["A replay of its own average rates equals it"] == "fired"
 
 
 def test_tuning_equivalents_and_hindsight(cells: Cells, summary: Summary) -> None:
@@ -157,8 +173,10 @@ def test_tuning_equivalents_and_hindsight(cells: Cells, summary: Summary) -> Non
         runs.append(expected)
         reference = next(row for row in summary.references if (row.track, row.task) == ("adamw", task.name))
         assert reference.hindsight == pytest.approx(reports.mean(1).min())
+        assert row.trainings == 4
     median = next(row for row in summary.equivalents if row.track == "adamw" and row.task is None)
     assert median.runs.estimate == sorted(runs)[1]
+    assert (median.basis, median.runs.low, median.runs.high) == ("these tasks", 0, np.inf)  # three tasks say nothing of others
     assert len(summary.searches) == 2 and summary.searches[0].counts[0] == 1 and summary.searches[0].counts[-1] == 12
 
 
@@ -193,8 +211,93 @@ def test_controls_and_falsifiers(summary: Summary) -> None:
         "Fewer than 4 of 5 training seeds win": "not fired",
         "The gain vanishes where inputs are standardised": "fired",  # as the cells are made
         "The gain vanishes where rates must be annealed": "not fired",
-        "Its test loss is worse than that of the schedule tuned per task": "not fired",
+        "Its test metric is worse than that of the schedule tuned per task": "not fired",
     }
+
+
+def test_metrics_have_a_direction_and_diverged_trainings_are_the_worst() -> None:
+    statement = "Its test metric is worse than that of the schedule tuned per task"
+
+    def diverged(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        if (cell.contestant, cell.role) != (CONTROLLER, "report"):
+            return cell, result
+        lost = np.arange(10) < 9
+        return cell, replace(result, diverged=lost, test_metrics=np.where(lost, np.nan, 9.0), scores=np.where(lost, 1.5, result.scores))
+
+    def without_metric(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        return cell, replace(result, test_metrics=None)
+
+    assert outcomes(few(diverged))[statement] == "fired"
+    assert outcomes(few(without_metric))[statement] == "not fired"  # test losses in its place
+    (row,) = [row for row in few().falsifiers if row.statement == statement]
+    assert "better metric than one of tuned per task, over 3 of 3 tasks; the interval is on these tasks and new controllers" in row.reason
+    suite = make_suite(tracks=("momentum",))
+    suite = replace(suite, tasks=tuple(replace(task, source="mnist-autoencoder") for task in suite.tasks))  # the same metrics, but lower is better
+    assert outcomes(summarise(make_cells(suite, FEW, 0, curves=False), suite))[statement] == "fired"
+
+
+def test_all_seeds_of_tasks_with_more_of_them_count() -> None:
+    suite = make_suite(4, ("momentum",))
+    suite = replace(suite, tasks=tuple(replace(task, reporting=count, searching=3) for task, count in zip(suite.tasks, (5, 10, 7, 10), strict=True)))
+    offsets = {name: OFFSETS[name] for name in ("default rate", "tuned per task", "SPS", CONTROLLER)}
+    cells = list(make_cells(suite, offsets, 12, curves=False))
+    summary = summarise(cells, suite)
+    row = find(summary.comparisons, "momentum", CONTROLLER, "SPS")
+    differences = [(scores(cells, "momentum", task.name, CONTROLLER) - scores(cells, "momentum", task.name, "SPS")).mean() for task in suite.tasks]
+    assert row.ratio.estimate == pytest.approx(100 * (10 ** np.mean(differences) - 1))
+    standing = next(row for row in summary.standings if row.contestant == CONTROLLER)
+    assert standing.improvement is not None and standing.improvement_basis == "these tasks, new controllers"
+    chances = []
+    for task in suite.tasks:
+        ours, theirs = (scores(cells, "momentum", task.name, name).ravel() for name in (CONTROLLER, "tuned per task"))
+        chances.append(np.mean(ours[:, None] < theirs))
+    assert standing.improvement.estimate == pytest.approx(np.mean(chances))
+
+
+def test_a_rule_that_skips_costly_tasks_is_compared_on_the_others_and_lacks_nothing() -> None:
+    suite = make_suite(4, ("momentum",))
+    suite = replace(suite, tasks=tuple(replace(task, is_costly=i == 2) for i, task in enumerate(suite.tasks)))
+    offsets = {"default rate": 0.5, "tuned per task": 0.0, GREEDY: -0.1}
+    cells = [pair for pair in make_cells(suite, offsets, 0, curves=False) if (pair[0].contestant, pair[0].task) != (GREEDY, "task-2")]
+    summary = summarise(cells, suite)
+    assert summary.missing == ()
+    row = next(row for row in summary.standings if row.contestant == GREEDY)
+    assert (row.finished, row.expected, row.scored) == (3, 3, 3)
+    assert row.interquartile_mean is not None and row.against_rival is not None and row.improvement is not None
+    assert (row.against_rival.tasks, row.against_rival.expected, row.against_rival.verdict) == (3, 3, "beats")
+    assert [row.is_costly for row in summary.references] == [False, False, True, False]
+    unfinished = summarise([pair for pair in cells if (pair[0].contestant, pair[0].task) != (GREEDY, "task-0")], suite)
+    assert [(row.task, row.contestant) for row in unfinished.missing] == [("task-0", GREEDY)]
+
+
+def test_random_searches_are_averaged_over_the_tasks_whose_pools_are_large_enough() -> None:
+    suite, offsets = make_suite(2, ("momentum",)), {name: OFFSETS[name] for name in ("default rate", "tuned per task")}
+    cells = [pair for pair in make_cells(suite, offsets, 40, curves=False) if pair[0].task == "task-0" or pair[0].point.get("index", 0) < 10]
+    (search,) = summarise(cells, suite).searches
+    tasks = dict(zip(search.counts, search.tasks, strict=True))
+    assert [tasks[count] for count in (1, 3, 10, 30, 40)] == [2, 2, 2, 1, 1]
+    pool = {
+        role: np.array([result.scores for cell, result in cells if cell.task == "task-0" and cell.role == role and "index" in cell.point])
+        for role in ("tune", "report")
+    }
+    (expected,) = expected_search_scores(pool["tune"].mean(1), pool["report"], [30])
+    rival = scores(cells, "momentum", "task-0", "tuned per task").mean()
+    assert search.ratios[search.counts.index(30)] == pytest.approx(100 * (10 ** (expected - rival) - 1))
+
+
+def test_the_best_shared_schedule_is_chosen_on_tuning_seeds_and_an_opponent() -> None:
+    suite = make_suite(2, ("momentum",))
+    offsets = {name: OFFSETS[name] for name in ("default rate", "tuned per task", "constant (shared)", "cosine (shared)", CONTROLLER)}
+    offsets["step (shared)"] = 0.2  # better on tuning seeds alone
+    cells = list(make_cells(suite, offsets, 0, curves=False))
+    cells += [
+        (replace(cell, contestant="step (shared)"), replace(result, scores=result.scores - 0.1))
+        for cell, result in cells
+        if (cell.contestant, cell.role) == ("cosine (shared)", "tune")
+    ]
+    summary = summarise(cells, suite)
+    assert summary.best_shared == {"momentum": "step (shared)"}
+    assert {"step (shared)", "cosine (shared)"} <= {row.second for row in summary.comparisons}
 
 
 def test_falsifiers_fire() -> None:
@@ -202,7 +305,7 @@ def test_falsifiers_fire() -> None:
     assert find(summary.comparisons, "momentum", CONTROLLER, "tuned per task").verdict == "loses"
     assert {outcome for statement, outcome in outcomes(summary).items() if statement[:5] not in ("schedu", "prodi")} >= {"fired"}
     assert outcomes(summary)["Fewer than 4 of 5 training seeds win"] == "fired"
-    assert outcomes(summary)["Its test loss is worse than that of the schedule tuned per task"] == "fired"
+    assert outcomes(summary)["Its test metric is worse than that of the schedule tuned per task"] == "fired"
     assert outcomes(summary)["A replay of its own average rates equals it"] == "fired"
 
 
@@ -268,7 +371,9 @@ def test_intervals_on_new_tasks_need_twenty() -> None:
         suite = make_suite(count, ("momentum",), reporting=3)
         summary = summarise(make_cells(suite, offsets, 0, training_seeds=2, curves=False), suite)
         (row,) = [row for row in summary.comparisons if row.second == "tuned per task"]
-        assert (row.basis, row.tasks) == (basis, count)
+        assert (row.basis, row.tasks, row.training_seeds) == (basis, count, 2)
+        bases = {(row.basis, row.training_seeds) for row in summary.standings}
+        assert bases == {(basis, 2), (basis, 0)}
 
 
 def test_results_of_other_suites_are_passed_over() -> None:

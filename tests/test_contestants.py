@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contestants import CONTROLS, SHAPES, Grid, ScheduleMaker, enter, rivals
+from benchmarks.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, rivals
 from benchmarks.engine import Work, compute
 from benchmarks.records import Cell
 from benchmarks.suites import QUICK, STANDARD
@@ -246,6 +246,13 @@ def test_costly_tasks_have_smaller_grids() -> None:
     assert len(found["tuned per task"].grid["momentum"].points(costly)) == 3 * 15
     assert len(found["SPS"].grid["momentum"].points(costly)) == 15
     assert found["normalised gradient"].grid["momentum"].points(costly) == []
+    assert {name for name, contestant in found.items() if contestant.skips_costly} == {GREEDY}
+
+
+def test_the_shared_and_the_tuned_polyak_rule_share_their_tuning() -> None:
+    shared, tuned = (next(each for each in rivals(STANDARD) if each.name == name) for name in ("SPS", "SPS, tuned per task"))
+    assert (shared.tuning, tuned.tuning, shared.grid) == ("shared", "task", tuned.grid)
+    assert shared.make.identity({"constant": 0.1}) == tuned.make.identity({"constant": 0.1})
 
 
 def test_controls_enter_beside_a_controller_and_run(tmp_path: Path) -> None:

@@ -159,6 +159,32 @@ def test_unfinished_and_empty_runs_have_a_page(tmp_path: Path) -> None:
     assert list((tmp_path / "figures").iterdir()) == []  # those of the run before are gone
 
 
+def test_intervals_say_what_they_speak_of(summary: Summary, folder: Path) -> None:
+    assert words.basis("new tasks", 0) == "new tasks"
+    assert words.basis("new tasks", 1) == "new tasks, 1 training seed"
+    assert words.basis("these tasks, new controllers", 3) == "these tasks, new controllers, 3 training seeds"
+    assert words.basis("these tasks", 3) == "these tasks"  # of the average of these controllers
+    assert words.bases([("a", "new tasks"), ("b", "new tasks"), ("c", "these tasks")]) == "new tasks (c: these tasks)"
+    shown = "".join(Page((folder / "report.html").read_text()).words)
+    assert f"{HOSTILE} was trained with SGD + momentum from 1 seed, fewer than 5, so intervals say nothing of training it anew." in shown
+    rows = tuple(replace(row, basis="new tasks", training_seeds=1) for row in summary.comparisons)
+    assert any("on new tasks, 1 training seed)" in line for line in words.numbers(replace(summary, comparisons=rows)))
+
+
+def test_costly_tasks_are_named(summary: Summary) -> None:
+    assert words.costly(summary) is None
+    first, *others = summary.references
+    sentence = words.costly(replace(summary, references=(replace(first, is_costly=True), *others)))
+    assert sentence is not None
+    assert sentence.startswith("On the 1 task that is costly, task-0, fewer points are tried: 3 of 9 shapes of schedules (constant, cosine, ")
+
+
+def test_untested_falsifiers_are_named(summary: Summary) -> None:
+    (line,) = [line for line in words.findings(summary) if "falsifiers" in line]
+    untested = [row.statement for row in summary.falsifiers if row.outcome == "not tested"]
+    assert untested and all(f"“{statement}” with SGD + momentum" in line for statement in untested)
+
+
 def test_terminal(summary: Summary) -> None:
     text = StringIO()
     print_tables(summary, Console(file=text, width=200))

@@ -140,6 +140,31 @@ def test_few_tasks_say_nothing_about_new_ones() -> None:
     assert interval.low < interval.estimate == interquartile_mean(untrained[:, 0]) < interval.high
 
 
+def test_tasks_weigh_the_same_and_each_resamples_all_its_seeds() -> None:
+    # repeated to 6 each: 0 0 0 12 12 12 and 2 2 4 4 6 6
+    tasks = [np.array([0.0, 12.0]), np.array([2.0, 4.0, 6.0])]
+    assert stratified_bootstrap(tasks, mean).estimate == pytest.approx((6 + 4) / 2)
+    assert stratified_bootstrap(tasks).estimate == pytest.approx((2 + 2 + 4 + 4 + 6 + 6) / 6)  # a quarter is cut at each end
+    generator = np.random.default_rng(0)
+    tasks = [generator.normal(0, 3, 4), generator.normal(1, 1, 12)]
+    samples = [np.mean([generator.choice(task, len(task)).mean() for task in tasks]) for _ in range(3_000)]
+    variances, sizes = np.array([task.var(ddof=1) / len(task) for task in tasks]), np.array([4, 12])
+    level = _expanded(0.8, variances, sizes)
+    expected = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    interval = stratified_bootstrap(tasks, mean, confidence=0.8)
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected), abs=0.12)
+    several = [task[None] + np.array([[-0.5], [0.5]]) for task in tasks]
+    assert hierarchical_bootstrap(several, mean, allow_few_tasks=True).estimate == pytest.approx(np.mean([task.mean() for task in tasks]))
+    # of one task twice, nothing but its own seeds varies, with as many draws as it has: the mean of n draws varies by the variance over n
+    same, wide = [np.array([[0.0, 1.0] * 8])] * 2, hierarchical_bootstrap([np.array([[0.0, 1.0]])] * 2, mean, allow_few_tasks=True)
+    narrow = hierarchical_bootstrap(same, mean, allow_few_tasks=True)
+    assert (wide.low, wide.high) == (0, 1) and 0.2 < narrow.low < narrow.high < 0.8
+    profile = performance_profile([np.array([[0.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 2.0, 2.0, 2.0]])], [1.0])
+    assert profile.fractions == pytest.approx((1 / 2 + 4 / 6) / 2)
+    improvement = probability_of_improvement([np.array([[0.0, 2.0]]), np.full((1, 3), 2.0)], [np.full((1, 5), 1.0), np.full((1, 2), 1.0)])
+    assert improvement.estimate == pytest.approx((1 / 2 + 1) / 2)
+
+
 @pytest.mark.parametrize(("statistic", "num_seeds"), [(mean, 3), (interquartile_mean, 5)])
 def test_stratified_intervals_cover(statistic: Callable[[np.ndarray], np.ndarray], num_seeds: int) -> None:
     centres = np.linspace(0, 1, 8)[:, None]
@@ -173,7 +198,7 @@ def test_paired_interval_covers_the_mean() -> None:
 
 
 def test_profile_by_hand() -> None:
-    profile = performance_profile(np.array([[0.0, 1.0], [1.0, 2.0]]), [-1.0, 0.0, 1.0, 1.5, 2.0])
+    profile = performance_profile(np.array([[[0.0, 1.0]], [[1.0, 2.0]]]), [-1.0, 0.0, 1.0, 1.5, 2.0])
     np.testing.assert_array_equal(profile.fractions, [1, 0.75, 0.25, 0.25, 0])
     # above 0: both seeds of the second task, one of two of the first: resampled, that task's share is 0, ½ or 1, so the mean of both ½, ¾ or 1
     np.testing.assert_array_equal(profile.low, [1, 0.5, 0, 0, 0])
@@ -183,20 +208,21 @@ def test_profile_by_hand() -> None:
 
 def test_profile_bands_cover() -> None:
     def interval(generator: np.random.Generator, trial: int) -> Interval:
-        profile = performance_profile(generator.normal(0.5, 1.0, (10, 10)), [-0.5, 0.0], trial, num_resamples=400)
+        profile = performance_profile(generator.normal(0.5, 1.0, (10, 1, 10)), [-0.5, 0.0], trial, num_resamples=400)
         return Interval(float(profile.fractions[1]), float(profile.low[1]), float(profile.high[1]))
 
     assert 0.91 < covered(interval, float(stats.norm.cdf(0.5)), 300) < 0.985
 
 
 def test_probability_of_improvement_by_hand_and_by_scipy() -> None:
-    first, second = np.array([[1.0, 3.0], [5.0, 5.0]]), np.array([[0.0, 1.0, 2.0], [5.0, 6.0, 4.0]])
+    first, second = np.array([[[1.0, 3.0]], [[5.0, 5.0]]]), np.array([[[0.0, 1.0, 2.0]], [[5.0, 6.0, 4.0]]])
     # task 1: 1 beats 0, ties with 1, loses to 2: 1.5; 3 beats all: 3; (1.5 + 3) / 6 = 0.75. Task 2: each ties, loses, wins: 3 / 6 = 0.5
     assert probability_of_improvement(first, second).estimate == (0.75 + 0.5) / 2
     generator = np.random.default_rng(0)
     first, second = generator.integers(5, size=(6, 7)), generator.integers(5, size=(6, 9))
     expected = np.mean([stats.mannwhitneyu(x, y).statistic / 63 for x, y in zip(first, second, strict=True)])
-    interval, mirrored = probability_of_improvement(first, second), probability_of_improvement(second, first)
+    interval = probability_of_improvement(first[:, None], second[:, None])
+    mirrored = probability_of_improvement(second[:, None], first[:, None])
     assert interval.estimate == pytest.approx(expected)
     assert interval.low < interval.estimate < interval.high
     assert mirrored.estimate == pytest.approx(1 - interval.estimate)
@@ -211,9 +237,59 @@ def test_probability_of_improvement_by_hand_and_by_scipy() -> None:
 
 def test_probability_of_improvement_covers() -> None:
     def interval(generator: np.random.Generator, trial: int) -> Interval:
-        return probability_of_improvement(generator.normal(0.5, 1.0, (8, 5)), generator.normal(0.0, 1.0, (8, 5)), trial, num_resamples=400)
+        return probability_of_improvement(generator.normal(0.5, 1.0, (8, 1, 5)), generator.normal(0.0, 1.0, (8, 1, 5)), trial, num_resamples=400)
 
     assert 0.92 < covered(interval, float(stats.norm.cdf(0.5 / math.sqrt(2))), 300) < 0.985
+
+
+def trained(generator: np.random.Generator, num_trained: int = 5, sizes: tuple[int, ...] = (10,) * 8) -> list[np.ndarray]:
+    """Scores whose controllers differ, on all tasks by the same, as much as their trainings do."""
+    controllers = generator.normal(0.3, 0.5, (num_trained, 1))
+    return [controllers + generator.normal(0, 0.5, (num_trained, size)) for size in sizes]
+
+
+CHANCE = float(stats.norm.cdf(0.3 / math.sqrt(0.5**2 + 0.5**2)))
+"""That one of these is above 0."""
+
+
+@pytest.mark.parametrize("sizes", [(10,) * 8, (4, 10, 6, 10)])
+def test_profile_bands_speak_of_new_controllers(sizes: tuple[int, ...]) -> None:
+    def interval(generator: np.random.Generator, trial: int) -> Interval:
+        profile = performance_profile(trained(generator, sizes=sizes), [0.0], trial, num_resamples=400)
+        return Interval(float(profile.fractions[0]), float(profile.low[0]), float(profile.high[0]))
+
+    assert 0.89 < covered(interval, CHANCE, 300) < 0.985  # with all trainings independent: 0.3
+
+
+def test_probability_of_improvement_speaks_of_new_controllers() -> None:
+    def interval(generator: np.random.Generator, trial: int) -> Interval:
+        rival = generator.normal(0, 0.5, (8, 1, 10))
+        return probability_of_improvement(trained(generator), rival, trial, num_resamples=400)
+
+    truth = float(stats.norm.cdf(0.3 / math.sqrt(3 * 0.5**2)))
+    assert 0.89 < covered(interval, truth, 300) < 0.985  # with all trainings independent: 0.4
+
+
+def test_two_levels_equal_their_definition() -> None:
+    generator = np.random.default_rng(0)
+    first, second = trained(generator, 3, (4, 6)), [generator.normal(0, 0.5, (2, 5)) for _ in range(2)]
+    samples, shares = [], []
+    for _ in range(3_000):
+        ours, theirs = generator.integers(3, size=3), generator.integers(2, size=2)
+        wins, above = [], []
+        for x, y in zip(first, second, strict=True):
+            x = x[np.ix_(ours, generator.integers(x.shape[1], size=x.shape[1]))].ravel()
+            y = y[np.ix_(theirs, generator.integers(5, size=5))].ravel()
+            wins.append(np.mean(x[:, None] > y))
+            above.append(np.mean(x > 0.2))
+        samples.append(np.mean(wins))
+        shares.append(np.mean(above))
+    interval = probability_of_improvement(first, second, confidence=0.3)
+    profile = performance_profile(first, [0.2], confidence=0.3)
+    for found, (low, high) in ((samples, (interval.low, interval.high)), (shares, (profile.low[0], profile.high[0]))):
+        inside = np.mean([low <= each <= high for each in found])
+        assert 0.3 < inside < 0.62  # 0.3, widened
+        assert np.mean(found) == pytest.approx((low + high) / 2, abs=0.1)
 
 
 # Tests
@@ -329,15 +405,18 @@ def test_median_interval_by_hand() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stratified_bootstrap(np.array([[1.0, math.nan]])), "scores must be finite, but 1 of 2"),
-        (lambda: stratified_bootstrap(np.zeros(3)), r"axes \(tasks, seeds\)"),
+        (lambda: stratified_bootstrap(np.array([[1.0, math.nan]])), "scores of a task must be finite, but 1 of 2"),
+        (lambda: stratified_bootstrap(np.zeros(3)), r"axes \(seeds\)"),
+        (lambda: stratified_bootstrap([]), "at least 1 task"),
         (lambda: stratified_bootstrap(np.zeros((3, 1))), "at least 2 seeds"),
         (lambda: stratified_bootstrap(np.array([[1.0, 2.0]]), confidence=95), r"within \(0, 1\)"),
-        (lambda: hierarchical_bootstrap(np.zeros((20, 5))), r"axes \(tasks, training seeds, evaluation seeds\)"),
-        (lambda: performance_profile(np.zeros((2, 3)), [math.inf]), "thresholds must be finite"),
-        (lambda: performance_profile(np.zeros((2, 3)), []), "thresholds"),
-        (lambda: probability_of_improvement(np.zeros((2, 3)), np.zeros((3, 3))), "2 and 3 tasks"),
-        (lambda: probability_of_improvement(np.zeros((2, 3)), np.full((2, 3), -math.inf)), "second must be finite"),
+        (lambda: hierarchical_bootstrap(np.zeros((20, 5))), r"axes \(training seeds, evaluation seeds\)"),
+        (lambda: hierarchical_bootstrap([np.zeros((2, 3)), np.zeros((3, 3))], allow_few_tasks=True), r"same training seeds on all tasks.*\[2, 3\]"),
+        (lambda: performance_profile(np.zeros((2, 1, 3)), [math.inf]), "thresholds must be finite"),
+        (lambda: performance_profile(np.zeros((2, 1, 3)), []), "thresholds"),
+        (lambda: performance_profile(np.zeros((2, 5, 1)), [0.0]), "at least 2 evaluation seeds"),
+        (lambda: probability_of_improvement(np.zeros((2, 1, 3)), np.zeros((3, 1, 3))), "2 and 3 tasks"),
+        (lambda: probability_of_improvement(np.zeros((2, 1, 3)), np.full((2, 1, 3), -math.inf)), "second of a task must be finite"),
         (lambda: leaves_score(np.zeros(1), np.zeros(2)), "default_runs"),
         (lambda: holm([0.1, 1.2]), r"\[0, 1\]"),
         (lambda: holm([math.nan]), "finite"),

@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 
 from benchmarks.contestants import enter
-from benchmarks.suites import NOISE, QUICK, STANDARD, SUITES, Suite, SuiteTask, find_suite
-from lr_env.tasks import Task
+from benchmarks.suites import LOWER_METRICS, NOISE, QUICK, STANDARD, SUITES, Suite, SuiteTask, find_suite
+from lr_env.tasks import PERPLEXITY, SQUARED_ERROR, Task
 from lr_env.tasks.datasets import is_available
 from lr_env.tasks.families import SMALL, SMALL_HELD_OUT
 
 DIGESTS = {
     "smoke": "d9bd0a10d287df1df60b4915e756e2b28d94124ee5e1d02d5f0fb89a99b85162",
     "quick": "49388d882522c4da750b9fe3cec2c2178f6a015f8285818c587f6c0c53b1f32e",
-    "standard": "4bc0b026875c6602cd91cc6508a4b327ba0c4552882ffb64d9919193a357ab53",
-    "full": "9bba56abefb97ed0ffc71277761c57e362209d2d4cac2c98edaae7c345201a28",
+    "standard": "cfb8c6680e45c6157a323db28d96c093f750e894232bed1eb95f3ab6f3cfbf12",
+    "full": "ce8f06a48bc0e672f4a76dbbd36c97cc0c759c6cac4648c9fe66efd78dbb988c",
 }
 """A suite never changes: what would change one is a new version, with a new digest beside the old one's results."""
 
@@ -53,6 +53,18 @@ def test_the_standard_suite_is_held_out_and_large_enough() -> None:
     assert STANDARD.tracks == ("momentum", "adamw")
     for specification in (SMALL_HELD_OUT, NOISE):
         assert not set(specification.activations) & set(SMALL.activations)
+
+
+def test_every_task_of_what_is_published_has_ten_reported_trainings() -> None:
+    assert all(task.reporting >= 10 for suite in (STANDARD, SUITES["full"]) for task in suite.tasks)
+
+
+def test_it_is_known_which_metrics_are_better_where_they_are_lower() -> None:
+    for task in filter(has_data, {task.source: task for suite in SUITES.values() for task in suite.tasks}.values()):
+        variant = task.family().variants[0]
+        assert isinstance(variant, Task)
+        lower = variant.metric is not None and variant.metric in (PERPLEXITY, SQUARED_ERROR)
+        assert lower == (task.source in LOWER_METRICS), task.source
 
 
 def test_the_quick_suite_needs_no_download() -> None:

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from benchmarks.report.words import number, percent, short_runs, track_name
+from benchmarks.report.words import bases, basis, number, percent, short_runs, track_name
 from benchmarks.statistics import Interval
 from benchmarks.summary import DEFAULT, POLYAK, POOL, RIVAL, SHARED, Comparison, Curve, Equivalents, Profile, SearchCurve, Summary
 
@@ -207,21 +207,29 @@ def _against_rival(summary: Summary) -> Iterator[Figure]:
         comparisons = [row.against_rival for row in summary.standings if row.track == track and row.against_rival and row.kind != "control"]
         if comparisons:
             rows = _comparison_rows(comparisons, lambda row: row.first, summary)
-            caption = f"Final training loss against the schedule {RIVAL}, {track_name(track)}; 95 % intervals, on {comparisons[0].basis}."
+            about = bases((row.first, basis(row.basis, row.training_seeds)) for row in comparisons)
+            caption = f"Final training loss against the schedule {RIVAL}, {track_name(track)}; 95 % intervals, on {about}."
             draw = partial(_forest, rows, "left is better", f"Loss against {RIVAL}, {track_name(track)}", True)
             yield Figure(f"ratios-{_slug(track)}", "scores", caption, draw)
 
 
 def _scores(summary: Summary) -> Iterator[Figure]:
     for track in summary.tracks:
-        standings = [row for row in summary.standings if row.track == track and row.kind != "control"]
+        standings = [row for row in summary.standings if row.track == track and row.kind != "control" and row.interquartile_mean is not None]
+        most = max((row.scored for row in standings), default=0)
         rows = [
-            _Row(row.contestant, row.interquartile_mean, number(row.interquartile_mean.estimate, 2), *_emphasis(row.kind == "entered"))
+            _Row(
+                row.contestant if row.scored == most else f"{row.contestant} ({row.scored} of {most} tasks)",
+                row.interquartile_mean,
+                number(row.interquartile_mean.estimate, 2),
+                *_emphasis(row.kind == "entered"),
+            )
             for row in standings
             if row.interquartile_mean is not None
         ]
         if rows:
-            caption = f"Interquartile mean of the normalised score S, {track_name(track)}; 95 % intervals, on {standings[0].basis}."
+            about = bases((row.contestant, basis(row.basis, row.training_seeds)) for row in standings)
+            caption = f"Interquartile mean of the normalised score S, {track_name(track)}; 95 % intervals, on {about}."
             draw = partial(_forest, rows, f"0: {DEFAULT}, 1: {RIVAL}; right is better", f"Score S, {track_name(track)}", False)
             yield Figure(f"scores-{_slug(track)}", "scores", caption, draw)
 
@@ -287,7 +295,10 @@ def _draw_equivalents(rows: Sequence[Equivalents]) -> Drawing:
 
 def _searches(summary: Summary) -> Iterator[Figure]:
     for search in summary.searches:
-        caption = f"What more runs of a {POOL} on each task buy, {track_name(search.track)}; level lines: controllers, which were not tuned at all."
+        caption = (
+            f"What more runs of a {POOL} on each task buy, {track_name(search.track)}; level lines: controllers, which were not tuned at all. "
+            "Where the curve breaks, fewer tasks have a pool as large."
+        )
         yield Figure(f"search-{_slug(search.track)}", "equivalents", caption, partial(_draw_search, search, summary))
 
 
@@ -301,7 +312,13 @@ def _draw_search(search: SearchCurve, summary: Summary) -> Drawing:
     ]
     for _, ratio, line in ends:
         axes.axhline(ratio, color=line, linewidth=1 if ratio == 1 else 2)
-    axes.plot(counts, ratios, color=colour, linewidth=2)
+    tasks = np.array(search.tasks)
+    for number_of_tasks in dict.fromkeys(search.tasks):  # means over other tasks are other curves
+        part = tasks == number_of_tasks
+        axes.plot(counts[part], ratios[part], color=colour, linewidth=2, marker="o" if part.sum() == 1 else None, markersize=4)
+        if len(set(search.tasks)) > 1:
+            place = (float(counts[part][0]), float(ratios[part][0]))
+            axes.annotate(f"{number_of_tasks} tasks", place, (3, -9), textcoords="offset points", fontsize=7.5, color=colour)
     axes.annotate("random search, best of n", (counts[1], ratios[1]), (8, 2), textcoords="offset points", fontsize=8.5, color=colour)
     values = [*ratios, *(ratio for _, ratio, _ in ends)]
     margin = max((max(values) / min(values)) ** 0.08, 1.02)
@@ -324,7 +341,7 @@ def _profiles(summary: Summary) -> Iterator[Figure]:
         colours = contestants_drawn(summary, track)
         profiles = [row for row in summary.profiles if row.track == track and row.contestant in colours]
         if profiles:
-            caption = f"Performance profiles, {track_name(track)}; bands are 95 % intervals over trainings on these tasks."
+            caption = f"Performance profiles, {track_name(track)}; bands: 95 % intervals on these tasks, of new controllers where they are learned."
             yield Figure(f"profiles-{_slug(track)}", "profiles", caption, partial(_draw_profiles, profiles, colours, summary.controllers))
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
-from benchmarks.report.words import interval, number, percent, plain, probability, runs, seconds, share, short_runs, steps, track_name
+from benchmarks.analysis import SEARCHES
+from benchmarks.report.words import bases, basis, interval, number, percent, plain, probability, runs, seconds, share, short_runs, steps, track_name
 from benchmarks.statistics import Interval
 from benchmarks.summary import RIVAL, Summary
 
@@ -109,6 +110,7 @@ def all_tables(summary: Summary) -> list[Table]:
         answer(summary),
         *(leaderboard(summary, track) for track in summary.tracks),
         equivalents(summary),
+        searches(summary),
         controls(summary),
         falsifiers(summary),
         optimizers(summary),
@@ -134,10 +136,25 @@ def answer(summary: Summary) -> Table:
         Column("Interval on", key=False),
     )
     rows = [
-        (row.first, row.second, track_name(row.track), row.verdict, row.ratio, f"{row.wins} / {row.tasks}", row.p_value, row.adjusted, row.basis)
+        (
+            row.first,
+            row.second,
+            track_name(row.track),
+            row.verdict,
+            row.ratio,
+            f"{row.wins} / {row.tasks}",
+            row.p_value,
+            row.adjusted,
+            basis(row.basis, row.training_seeds),
+        )
         for row in summary.comparisons
     ]
-    note = "Final training loss relative to the opponent's: geometric mean over tasks, paired, with a 95 % interval. Below 0 is better."
+    shared = "; ".join(f"{name} with {track_name(track)}" for track, name in summary.best_shared.items())
+    note = (
+        "Final training loss relative to the opponent's: geometric mean over tasks, paired, with a 95 % interval. Below 0 is better. One "
+        f"comparison is the primary one: of the first controller with {RIVAL} on the first optimizer. All others, those with controls and of "
+        "falsifiers among them, are won or lost only where the p-value is below 0.05 after Holm's correction too, and ties else."
+    ) + (f" The best schedule that all tasks share, chosen on tuning seeds, is {shared}." if shared else "")
     return _table("answer", "Does it beat what people do by hand?", columns, rows, summary, note)
 
 
@@ -147,7 +164,7 @@ def leaderboard(summary: Summary, track: str) -> Table:
         Column("Contestant"),
         Column("IQM of S", _scores),
         Column("Mean S", _estimate, key=False),
-        Column("Worst task", _two_digits),
+        Column("Worst task", _scores),
         Column("On", key=False),
         Column(f"Loss against {RIVAL}", _percents),
         Column("P(better)", _shares, key=False),
@@ -171,10 +188,20 @@ def leaderboard(summary: Summary, track: str) -> Table:
         )
         for row in standings
     ]
-    scored, basis = max((row.scored for row in standings), default=0), standings[0].basis if standings else "these tasks"
+    scored, expected = (max((getattr(row, name) for row in standings), default=0) for name in ("scored", "expected"))
+    of_scores = bases((row.contestant, basis(row.basis, row.training_seeds)) for row in standings if row.interquartile_mean)
+    compared = [row.against_rival for row in standings if row.against_rival]
+    of_losses = bases((row.first, basis(row.basis, row.training_seeds)) for row in compared)
+    of_chances = bases((row.contestant, basis(row.improvement_basis, row.training_seeds)) for row in standings if row.improvement)
+    few = "".join(
+        f" {row.contestant} runs on {row.expected} of {expected} tasks alone: its aggregates are of these, and no others' equals."
+        for row in standings
+        if row.expected < expected
+    )
     note = (
         f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}; clipped to [−1, 3]; over {scored} tasks where the two differ enough. "
-        f"95 % intervals, on {basis}; P(better): chance to end lower than the rival. Contestants with missing cells have no aggregates."
+        f"95 % intervals: of the interquartile mean on {of_scores}; of the worst task, which is biased downwards, on these tasks; of the loss on "
+        f"{of_losses}; of P(better), the chance to end lower than the rival, on {of_chances}. Contestants with missing cells have no aggregates.{few}"
     )
     return _table(f"leaderboard-{track}", f"Leaderboard, {track_name(track)}", columns, rows, summary, note)
 
@@ -187,12 +214,42 @@ def equivalents(summary: Summary) -> Table:
         Column("Task"),
         Column("Runs of random search", _runs),
         Column("Pool", str),
+        Column("Trainings per run", str),
         Column("Interval on"),
     )
+    trained = {(row.track, row.contestant): row.training_seeds for row in summary.standings}
     ordered = sorted(summary.equivalents, key=lambda row: row.task is not None)
-    rows = [(row.contestant, track_name(row.track), row.task or "median", row.runs, row.pool, row.basis) for row in ordered]
-    note = "Runs of a random search over schedules and rates, on this very task, that match the contestant. “more than all”: the whole pool is worse."
+    rows = [
+        (
+            row.contestant,
+            track_name(row.track),
+            row.task or "median",
+            row.runs,
+            row.pool,
+            row.trainings,
+            basis(row.basis, trained.get((row.track, row.contestant), 0)),
+        )
+        for row in ordered
+    ]
+    note = (
+        "Runs of a random search over schedules and rates, on this very task, that match the contestant; of several controllers, their average. A "
+        "run tries one point, which takes the given number of trainings. “more than all”: the whole pool is worse. Of fewer than 20 tasks the median "
+        "has no interval."
+    )
     return _table("equivalents", "Tuning equivalents", columns, rows, summary, note)
+
+
+def searches(summary: Summary) -> Table:
+    """What random searches of a few sizes reach."""
+    columns = (Column("Runs", str), Column("Optimizer"), Column(f"Loss against {RIVAL}", _percent), Column("Tasks", str))
+    rows = [
+        (count, track_name(search.track), ratio, tasks)
+        for search in summary.searches
+        for count, ratio, tasks in zip(search.counts, search.ratios, search.tasks, strict=True)
+        if count in SEARCHES
+    ]
+    note = "Geometric mean over the tasks whose pool has so many points, which are fewer where runs are many: rows of other tasks do not compare."
+    return _table("searches", "Random search", columns, rows, summary, note, contestant=None)
 
 
 def controls(summary: Summary) -> Table:
@@ -204,10 +261,20 @@ def controls(summary: Summary) -> Table:
         Column("Loss against it", _percents),
         Column("Verdict"),
         Column("p", probability),
+        Column("p (Holm)", probability),
         Column("Interval on", key=False),
     )
     rows = [
-        (row.second.removeprefix(f"{row.first}: "), track_name(row.track), row.first, row.ratio, row.verdict, row.p_value, row.basis)
+        (
+            row.second.removeprefix(f"{row.first}: "),
+            track_name(row.track),
+            row.first,
+            row.ratio,
+            row.verdict,
+            row.p_value,
+            row.adjusted,
+            basis(row.basis, row.training_seeds),
+        )
         for row in summary.controls
     ]
     note = "What the controller observes matters only if it beats the replay of its own rates, averaged over other seeds of the same task."
@@ -284,6 +351,7 @@ def references(summary: Summary) -> Table:
         Column("Scored"),
         Column("Decay's gain", number),
         Column("For schedules"),
+        Column("Costly"),
     )
     rows = [
         (
@@ -297,6 +365,7 @@ def references(summary: Summary) -> Table:
             "yes" if row.scored else "no",
             row.annealing,
             "unknown" if row.counts_for_schedules is None else "yes" if row.counts_for_schedules else "no",
+            "yes" if row.is_costly else "no",
         )
         for row in summary.references
     ]

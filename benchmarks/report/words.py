@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
+from benchmarks.contestants import COSTLY_SHAPES, GREEDY, SHAPES
 from benchmarks.statistics import Interval
-from benchmarks.summary import RIVAL, Comparison, Summary
+from benchmarks.summary import POLYAK, POLYAK_RIVAL, RIVAL, Basis, Comparison, Summary
 
 TRACKS = {"sgd": "SGD", "momentum": "SGD + momentum", "adam": "Adam", "adamw": "AdamW"}
 """Names of optimizers as people write them."""
+FEWEST_TRAINING_SEEDS = 5
+"""Controllers without which little is said of training one anew."""
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -75,6 +79,37 @@ def probability(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def basis(kind: Basis, training_seeds: int) -> str:
+    """What an interval speaks of; where it speaks of newly trained controllers, how many it knows."""
+    return kind if kind == "these tasks" or not training_seeds else f"{kind}, {_count(training_seeds, 'training seed')}"
+
+
+def bases(contestants: Iterable[tuple[str, str]]) -> str:
+    """What a column's intervals speak of, and whose speak of something else.
+
+    Args:
+        contestants: Names with what the interval of each speaks of.
+    """
+    given = list(contestants)
+    if not given:
+        return "these tasks"
+    most = Counter(text for _, text in given).most_common(1)[0][0]
+    others = [f"{name}: {text}" for name, text in given if text != most]
+    return most + (f" ({'; '.join(others)})" if others else "")
+
+
+def costly(summary: Summary) -> str | None:
+    """On which tasks less is tuned, and what; None where there is no such task."""
+    tasks = list(dict.fromkeys(row.task for row in summary.references if row.is_costly))
+    if not tasks:
+        return None
+    return (
+        f"On {_tasks_that_are(len(tasks))} costly, {', '.join(tasks)}, fewer points are tried: {len(COSTLY_SHAPES)} of {len(SHAPES)} shapes of "
+        f"schedules ({', '.join(COSTLY_SHAPES)}), and of the state-feedback rules {POLYAK} and {POLYAK_RIVAL} alone; other rules have "
+        f"there the constant that suits the other tasks, and {GREEDY} does not run."
+    )
+
+
 def headline(summary: Summary) -> str:
     """The answer in a sentence."""
     if not summary.controllers:
@@ -96,7 +131,7 @@ def numbers(summary: Summary) -> Iterator[str]:
     """The numbers behind the answer, per track."""
     for row in _primary(summary):
         so_far = "" if row.tasks == row.expected else f" So far: {row.expected - row.tasks} of {_tasks(row.expected)} are missing."
-        over = f"over {_tasks(row.tasks)}, lower on {row.wins} (95{NARROW}% interval, on {row.basis})"
+        over = f"over {_tasks(row.tasks)}, lower on {row.wins} (95{NARROW}% interval, on {basis(row.basis, row.training_seeds)})"
         yield f"{track_name(row.track)}: final training loss {_change(row.ratio)}, a geometric mean {over}.{so_far}"
 
 
@@ -119,9 +154,17 @@ def findings(summary: Summary) -> Iterator[str]:
                 )
         ours = [row for row in summary.falsifiers if row.contestant == controller]
         fired = [row for row in ours if row.outcome == "fired"]
-        untested = sum(row.outcome == "not tested" for row in ours)
         if ours:
-            yield f"Of {len(ours)} falsifiers of {controller}, {len(fired)} fired and {untested} could not be tested."
+            untested = [f"“{row.statement}” with {track_name(row.track)}" for row in ours if row.outcome == "not tested"]
+            still_open = f" could not be tested: {'; '.join(untested)}" if untested else " could not be tested"
+            yield f"Of {len(ours)} falsifiers of {controller}, {len(fired)} fired and {len(untested)}{still_open}."
+        for standing in summary.standings:
+            if standing.contestant == controller and 0 < standing.training_seeds < FEWEST_TRAINING_SEEDS:
+                once = "say nothing of training it anew" if standing.training_seeds == 1 else "about training it anew are too narrow"
+                yield (
+                    f"{controller} was trained with {track_name(standing.track)} from {_count(standing.training_seeds, 'seed')}, fewer than "
+                    f"{FEWEST_TRAINING_SEEDS}, so intervals {once}."
+                )
     if summary.optimizers:
         best = summary.optimizers[0]
         yield f"Across optimizers, the lowest mean loss is that of {best.contestant} with {track_name(best.track)}."
@@ -135,7 +178,15 @@ def _primary(summary: Summary) -> list[Comparison]:
 
 
 def _tasks(count: int) -> str:
-    return f"{count} task{'' if count == 1 else 's'}"
+    return _count(count, "task")
+
+
+def _tasks_that_are(count: int) -> str:
+    return f"the {_tasks(count)} that {'is' if count == 1 else 'are'}"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _change(ratio: Interval) -> str:
