@@ -208,7 +208,7 @@ def test_tasks_are_finished_one_after_another_and_kept_as_they_are(store: Store)
         make_benchmark(store, Stops()).run()
     kept = [cell for cell, _ in store.cells("tiny-1")]
     assert {cell.task for cell in kept} == {"breast-cancer-mlp"}
-    assert {cell.contestant for cell in kept if cell.role == "report"} == {"tuned per task", "random search", "default rate"}
+    assert {cell.contestant for cell in kept if cell.role == "report"} == {"tuned per task", "SPS, tuned per task", "random search", "default rate"}
     make_benchmark(store, FakeEngine()).run()
     assert {cell.task for cell, _ in store.cells("tiny-1")} == {"breast-cancer-mlp", "wine-mlp"}
 
@@ -348,7 +348,7 @@ class DyingEngine(FakeEngine):
     """Whose process dies of one cell."""
 
     def submit(self, work: Work) -> Future[list[CellResult]]:
-        if not any(cell.contestant == "SPS" and cell.role == "report" and cell.task == "wine-mlp" for cell in work.cells):
+        if not any(cell.contestant == "SPS, tuned per task" and cell.role == "report" and cell.task == "wine-mlp" for cell in work.cells):
             return super().submit(work)
         future: Future[list[CellResult]] = Future()
         future.set_exception(BrokenExecutor("died"))
@@ -359,7 +359,7 @@ def test_a_process_that_dies_costs_the_guilty_cell_alone(store: Store) -> None:
     benchmark = make_benchmark(store, DyingEngine(), suite=tiny_suite())
     benchmark.run()
     [problem] = benchmark.problems
-    assert problem.startswith("momentum, wine-mlp, SPS, constant")
+    assert problem.startswith("momentum, wine-mlp, SPS, tuned per task, constant")
     assert "died" in problem
 
 
