@@ -44,6 +44,18 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
+def number_within(name: str, value: object, lowest: float, highest: float) -> float:
+    """``value`` as a ``float``.
+
+    Raises:
+        TypeError: If it is no real number.
+        ValueError: If it lies outside of ``[lowest, highest]``.
+    """
+    if not lowest <= number(name, value) <= highest:
+        raise ValueError(f"{name} must be within [{lowest:g}, {highest:g}], but {value!r} was given.")
+    return number(name, value)
+
+
 def number_range(name: str, value: object, lowest: float, highest: float) -> tuple[float, float]:
     """``value``, a pair (low, high), as two ``float``.
 

@@ -264,7 +264,7 @@ class ControllerLR(LRScheduler):
     def _measure_and_decide(self, losses: list[Tensor]) -> None:
         with torch.no_grad():
             signals = self._measure(losses)
-            if self._breaker is not None and self._breaker.is_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
+            if self._breaker is not None and self._breaker.sees_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
                 self._go_back(self._breaker)
                 return
             is_finite = bool(np.isfinite(signals).all())
@@ -395,8 +395,8 @@ class _Breaker:
         self._table = np.zeros(0)
         self._safe: list[dict[str, Any]] = []
 
-    def is_jump(self, excess: float) -> bool:
-        """Whether ``ℓ − b`` is one; a loss that is not finite always is, others not for ever."""
+    def sees_jump(self, excess: float) -> bool:
+        """Takes in ``ℓ − b`` where it is a jump, and says whether it is; a loss that is not finite always is, others not for ever."""
         if self._level is None or excess <= max(float(self._options.limits(self._level)[0]), 0.0):
             return False
         if self.in_a_row >= RETURNS_IN_A_ROW and math.isfinite(excess):

@@ -279,8 +279,8 @@ def _check_splits(task: Task, findings: _Findings) -> None:
     splits: dict[str, Split] = {name: getattr(task.data, name) for name in SPLITS}
     for name, purpose in use.items():
         findings.remark(len(splits[name]) == 0, f"There are no {name} data: {purpose} are not possible.")
-        _check_labels(task, name, splits[name], findings)
-    _check_labels(task, "train", splits["train"], findings)
+    for name, split in splits.items():
+        _check_labels(task, name, split, findings)
     # Hashes in place of the examples: a large data set would be held twice.
     rows = {name: {hash(row.tobytes()) for row in _bytes(split.inputs)} for name, split in splits.items()}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):

@@ -374,6 +374,16 @@ def test_tasks_from_wrong_tensors(change: dict[str, Any], fragments: list[str]) 
         assert fragment in str(error.value)
 
 
+def test_a_task_s_data_are_its_own() -> None:
+    given = [torch.from_numpy(INPUTS).clone(), torch.from_numpy(CLASSES).clone()]
+    task = Task.from_tensors("mine", linear, *given, validation=tuple(given), test_fraction=0.0, batch_size=16)
+    before = all_rows(task)
+    for values in given:
+        values.zero_()
+    assert all_rows(task) == before
+    assert task.data.split("train").targets.any() and task.data.split("validation").targets.any()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_labels_of_any_integer_type(dtype: type[np.integer[Any]]) -> None:
     task = Task.from_tensors("mine", linear, INPUTS, CLASSES.astype(dtype), batch_size=16)

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from lr_env.checks import positive_integer
+from lr_env.checks import number_within, positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
 from lr_env.mdp.arrays import Array, Record, constant, namespace
 from lr_env.mdp.features import CLIP, Observer, resolve_features
@@ -73,8 +73,7 @@ class MDP:
 
     def __post_init__(self) -> None:
         positive_integer("steps_per_action", self.steps_per_action)
-        if not 0 <= self.initial_rate_decades <= 4:
-            raise ValueError(f"initial_rate_decades must be within [0, 4], but {self.initial_rate_decades!r} was given.")
+        number_within("initial_rate_decades", self.initial_rate_decades, 0, 4)
         optimizer, _ = make_optimizer(self.optimizer)
         resolve_features(self.features)
         make_action(self.action)

@@ -110,7 +110,7 @@ class CircuitBreaker:
         threshold: > 1.
         penalty: ≥ 0, in the reward's units.
         time_constant: Of the averages, SGD steps, ≥ 1.
-        deviations: ≥ 0; 0 for SOLAR's rule.
+        deviations: ≥ 0; 0 leaves D out.
     """
 
     threshold: float = 1.5

@@ -13,7 +13,7 @@ from torch import nn
 
 from lr_env.checks import number_range, unknown_name
 from lr_env.tasks.datasets import DATASETS
-from lr_env.tasks.family import TaskFamily, Variant
+from lr_env.tasks.family import TaskFamily, Variant, check_draws
 from lr_env.tasks.models import cnn, mlp
 from lr_env.tasks.registry import register_task
 from lr_env.tasks.task import ACCURACY, R_SQUARED, SPLITS, Data, Split, Task
@@ -120,8 +120,7 @@ class FamilySpecification:
             is_valid = len(given) == 2 and all(type(value) is int for value in given) and lowest <= given[0] <= given[1]
             if not is_valid:
                 raise ValueError(f"{kind} must be [low, high], integers with {lowest} <= low <= high, but {list(given)} was given.")
-        for kind, least, greatest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
-            number_range(kind, getattr(self, kind), least, greatest)
+        check_draws(vars(self))
         if not number_range("data_fraction", self.data_fraction, 0, 1)[0] > 0:
             raise ValueError(f"data_fraction must be [low, high] with 0 < low <= high <= 1, but {list(self.data_fraction)} was given.")
 

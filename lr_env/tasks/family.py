@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.checks import number, number_range, positive_integer
+from lr_env.checks import number, number_range, number_within, positive_integer
 from lr_env.seeding import check_seed
 from lr_env.tasks.task import Data, Task
 
@@ -60,6 +60,18 @@ class Variant:
         return round(self.data_fraction * len(self.task.data.train))
 
 
+def check_draws(values: Mapping[str, Any]) -> None:
+    """Whether the ranges that a family's trainings draw from can be, by the names of :class:`TaskFamily`'s attributes.
+
+    Raises:
+        TypeError: If one is no pair of numbers, or no number.
+        ValueError: If one is out of range.
+    """
+    for name, lowest, highest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
+        number_range(name, values[name], lowest, highest)
+    number_within("initial_rate_decades", values["initial_rate_decades"], 0, 4)
+
+
 @dataclass(frozen=True, eq=False)
 class TaskFamily:
     """Trainings that differ from each other.
@@ -103,10 +115,7 @@ class TaskFamily:
             raise ValueError(
                 f"Family {self.name!r} has one task, but {self.num_variants} variants. Give a function that draws tasks: lambda generator: Task(...)."
             )
-        for name, lowest, highest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
-            number_range(name, getattr(self, name), lowest, highest)
-        if not 0 <= number("initial_rate_decades", self.initial_rate_decades) <= 4:
-            raise ValueError(f"initial_rate_decades must be within [0, 4], but {self.initial_rate_decades!r} was given.")
+        check_draws(vars(self))
         if self.varies_inputs:
             for task in self.variants:
                 if not task.data.split("train").inputs.is_floating_point():

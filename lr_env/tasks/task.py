@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
-from lr_env.checks import positive_integer, unknown_name
+from lr_env.checks import number, positive_integer, unknown_name
 from lr_env.seeding import Streams, check_seed, preserved_global_generators, seed_global_generators, torch_generator
 from lr_env.tasks.materialisation import materialise
 
@@ -110,8 +110,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def copy(self) -> Split:
+        """The same in memory of its own."""
+        return Split(self.inputs.clone(), self.targets.clone())
+
     def divide(self, validation_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0) -> Data:
-        """These examples divided at random into training, validation and test data.
+        """Copies of these examples, divided at random into training, validation and test data.
 
         Raises:
             ValueError: If a fraction is not in [0, 1), or both together reach 1.
@@ -241,9 +245,7 @@ class Task:
                 f"The metric of task {self.name!r} must be a lr_env.tasks.Metric, such as Metric(name, function), or None, "
                 f"but {self.metric!r} was given."
             )
-        if not isinstance(self.loss_lower_bound, (int, float)):
-            raise TypeError(f"loss_lower_bound must be a number, but {self.loss_lower_bound!r} was given.")
-        if not math.isfinite(self.loss_lower_bound):
+        if not math.isfinite(number("loss_lower_bound", self.loss_lower_bound)):
             raise ValueError(f"loss_lower_bound must be a finite number, but {self.loss_lower_bound!r} was given. Take a bound that is low enough.")
         for attribute in ("batch_size", "horizon"):
             positive_integer(attribute, getattr(self, attribute))
@@ -301,30 +303,11 @@ class Task:
         Raises:
             ValueError: If the data are empty or do not fit the model or the loss.
         """
-        own = {split: _split(*_pair(split, given)) for split, given in (("validation", validation), ("test", test)) if given is not None}
-        options: dict[str, Any] = {"loss": loss, "batch_size": batch_size, "horizon": horizon, "loss_lower_bound": loss_lower_bound, "metric": metric}
-        return cls._divided(name, model, _split(inputs, targets), own, validation_fraction, test_fraction, split_seed, **options)
-
-    @classmethod
-    def _divided(
-        cls,
-        name: str,
-        model: Callable[[], nn.Module] | nn.Module,
-        examples: Split,
-        own: Mapping[str, Split],
-        validation_fraction: float = 0.15,
-        test_fraction: float = 0.15,
-        split_seed: int = 0,
-        *,
-        loss: ExampleFunction | str = "cross_entropy",
-        batch_size: int = 64,
-        horizon: int = 100,
-        loss_lower_bound: float = 0.0,
-        metric: Metric | None = None,
-    ) -> Task:
-        """A task of examples, some of which are set aside for the splits that have none of their ``own``."""
+        examples = _split(inputs, targets)
         if len(examples) == 0:
             raise ValueError(f"Task {name!r} has no data: inputs of shape {tuple(examples.inputs.shape)} were given.")
+        given = ("validation", validation), ("test", test)
+        own = {split: _split(*_pair(split, pair)).copy() for split, pair in given if pair is not None}
         fractions = 0.0 if "validation" in own else validation_fraction, 0.0 if "test" in own else test_fraction
         data = replace(examples.divide(*fractions, split_seed), **own)
         if metric is None and loss == "cross_entropy":
@@ -366,8 +349,10 @@ class Task:
             for split, part in given.items()
             if part is not None
         }
-        splits = {split: Split(*_with_wide_labels(*tensors)) for split, tensors in parts.items()}
-        return cls._divided(name, model, splits.pop("training"), splits, split_seed=split_seed, **options)
+        inputs, targets = parts["training"]
+        return cls.from_tensors(
+            name, model, inputs, targets, validation=parts.get("validation"), test=parts.get("test"), split_seed=split_seed, **options
+        )
 
     def make_model(self, seed: np.random.SeedSequence) -> nn.Module:
         """A model with the initial weights of this seed, in training mode. Global generators are left as they were found."""
@@ -498,13 +483,10 @@ def epoch_order(generator: torch.Generator, num_examples: int, batch_size: int) 
 
 
 def _split(inputs: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> Split:
-    """Copies, with dtypes that models and losses take."""
-    return Split(*_with_wide_labels(_tensor("inputs", inputs), _tensor("targets", targets)))
-
-
-def _with_wide_labels(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    is_integer = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
-    return inputs, targets.long() if is_integer else targets
+    """Tensors with dtypes that models and losses take; of tensors they may share the memory."""
+    labels = _tensor("targets", targets)
+    is_integer = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    return Split(_tensor("inputs", inputs), labels.long() if is_integer else labels)
 
 
 def _pair(name: str, given: object) -> tuple[Any, Any]:
@@ -515,7 +497,7 @@ def _pair(name: str, given: object) -> tuple[Any, Any]:
 
 def _tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
     try:
-        tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        tensor = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:  # text, objects, or rows of different lengths
         raise ValueError(f"The {name} must be an array of numbers: {error}") from error
     return tensor.float() if tensor.is_floating_point() else tensor
