@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lr_env.tasks.models import mlp
+from lr_env.tasks.models import CharacterTransformer, mlp
+from lr_env.tasks.task import Split, Task
 from tests.reference import flat, train
 from tests.rollouts import advance, start, tiny_task
 
@@ -203,6 +206,34 @@ def test_the_first_gradient_is_the_gradient_of_the_mean_loss() -> None:
     inputs, targets = next(task.batches(0))
     F.cross_entropy(model(inputs.double()), targets).backward()
     np.testing.assert_allclose(population.gradients[0].numpy(), flat(parameter.grad for parameter in model.parameters()), rtol=1e-12, atol=1e-15)
+
+
+def sequence_task() -> Task:
+    text = torch.randint(5, (60, 9), generator=torch.Generator().manual_seed(0))
+    model = partial(CharacterTransformer, 5, 8, width=8, num_heads=2, num_layers=1)
+    return Task("text", model, "cross_entropy", Split(text[:, :-1], text[:, 1:]).divide(), batch_size=6)
+
+
+def regression_task() -> Task:
+    numbers = torch.randn(60, 7, generator=torch.Generator().manual_seed(0))
+    return Task("numbers", partial(mlp, 4, (8,), 3), "mean_squared_error", Split(numbers[:, :4], numbers[:, 4:]).divide(), batch_size=6)
+
+
+@pytest.mark.parametrize(("make", "criterion"), [(tiny_task, F.cross_entropy), (sequence_task, F.cross_entropy), (regression_task, F.mse_loss)])
+def test_a_single_training_has_the_bits_of_the_loop_that_people_write(make: Callable[[], Task], criterion: Callable[..., Tensor]) -> None:
+    task = make()
+    population = start(task, [0], dtype="float32")
+    model = task.initial_model(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number, (inputs, targets) in enumerate(islice(task.batches(0), 20)):
+        optimizer.zero_grad()
+        loss = criterion(model(inputs), targets)
+        loss.backward()
+        signals = population.step(np.full((1, 1), 0.1)) if number else population.begin()
+        assert signals[0, 0, 0] == loss.item()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        assert torch.equal(population.gradients[0], gradients)
+        optimizer.step()
 
 
 @pytest.mark.parametrize("gradients", ["auto", "batched"])

@@ -63,7 +63,7 @@ class Loop:
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         for inputs, targets in batches:
             self.optimizer.zero_grad()
-            loss = self.task.loss(self.model(inputs), targets).mean()
+            loss = nn.functional.cross_entropy(self.model(inputs), targets)
             loss.backward()
             self.controller.step(loss)
             assert self.controller.observation is not None
@@ -173,7 +173,7 @@ def test_a_loop_in_the_environment_s_state_observes_its_bits(name: str) -> None:
     for step, (inputs, targets) in enumerate(islice(task.batches(0), 50)):
         nn.utils.vector_to_parameters(population.parameters[0].clone(), parameters)
         loop.optimizer.zero_grad()
-        loss = task.loss(loop.model(inputs), targets).mean()
+        loss = nn.functional.cross_entropy(loop.model(inputs), targets)
         loss.backward()
         if before:
             for ours, theirs in names.items():

@@ -28,6 +28,10 @@ def constants(values: Tensor) -> Tensor:
     return values + torch.ones_like(values).div(3).neg() + torch.arange(3) * 2
 
 
+def views_there_and_back(values: Tensor) -> Tensor:
+    return values.unsqueeze(0).transpose(0, 1).select(1, 0) + values.view(3, 4).t().select(1, 0).unsqueeze(1)  # only the first is the same again
+
+
 def a_changed_constant(values: Tensor) -> Tensor:
     zeros = torch.zeros_like(values)
     zeros[1] = values[1]  # writes into a view of it
@@ -47,6 +51,7 @@ def a_view_that_is_changed(values: Tensor) -> Tensor:
         (twice_transposed, {"t"}),
         (views_of_the_same_form, {"expand", "detach"}),
         (constants, {"ones_like", "div", "neg", "arange", "mul"}),
+        (views_there_and_back, {"transpose"}),
         (a_changed_constant, set()),
         (a_view_that_is_changed, set()),
     ],

@@ -66,6 +66,12 @@ LOSSES: Mapping[str, ExampleFunction] = {"cross_entropy": _cross_entropy, "mean_
 """Losses known by name: nats per example, of outputs ``(B, C, …)`` and class indices ``(B, …)`` or probabilities ``(B, C, …)``, averaged
 over an example's positions; squared error, averaged over an example's outputs."""
 
+MEAN_LOSSES: Mapping[ExampleFunction, ExampleFunction] = {
+    _cross_entropy: F.cross_entropy,
+    _squared_error: lambda outputs, targets: F.mse_loss(outputs, targets.view_as(outputs)),
+}
+"""Their means over a minibatch as PyTorch has them: what a plain loop takes, to the last bit."""
+
 
 @dataclass(frozen=True)
 class Metric:

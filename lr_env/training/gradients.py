@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from lr_env.checks import unknown_name
 from lr_env.seeding import preserved_global_generators
-from lr_env.tasks.task import ExampleFunction, Task
+from lr_env.tasks.task import MEAN_LOSSES, Data, ExampleFunction, Task
 from lr_env.training.tracing import Argument, Backend, flat_graph, interpreted
 
 Engine: TypeAlias = Literal["auto", "batched", "looped"]
@@ -43,6 +43,12 @@ class ParameterLayout:
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """One vector ``(P,)`` of all parameters."""
         return torch.cat([parameters[name].reshape(-1) for name in self.shapes])
+
+
+def _mean(function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean over a minibatch."""
+    assert callable(function)
+    return function(outputs, targets).mean()
 
 
 class GradientFunction:
@@ -294,7 +300,7 @@ class GradientFunction:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""
         leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(parameters).items()}
         with torch.enable_grad():
-            loss, observed = self._losses(leaves, buffers, inputs, targets)
+            loss, observed = self._losses(leaves, buffers, inputs, targets, self._mean_as_in_a_loop)
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return self.layout.flatten(dict(zip(leaves, gradients, strict=True))), observed.detach()
 
@@ -304,11 +310,19 @@ class GradientFunction:
         gradients, (_, observed) = function(self.layout.views(parameters), buffers, inputs, targets)
         return self.layout.flatten(gradients), observed
 
-    def _losses(self, parameters: Mapping[str, Tensor], buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, parameters: Mapping[str, Tensor], buffers: Buffers, inputs: Tensor, targets: Tensor, mean: Callable[..., Tensor] = _mean
+    ) -> tuple[Tensor, Tensor]:
         outputs = functional_call(self.model, {**parameters, **buffers}, (inputs,))
-        loss = _mean(self._task.loss, outputs, targets)
-        observed = loss if self._task.observed_loss is None else _mean(self._task.observed_loss, outputs, targets)
+        loss = mean(self._task.loss, outputs, targets)
+        observed = loss if self._task.observed_loss is None else mean(self._task.observed_loss, outputs, targets)
         return loss, observed
+
+    def _mean_as_in_a_loop(self, function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The same, with the bits of a plain loop that takes the mean as PyTorch has it; not fast where members are batched."""
+        # Classes of a sampler might be negative, which PyTorch's cross-entropy would leave out.
+        known = MEAN_LOSSES.get(function) if isinstance(self._task.data, Data) and callable(function) else None
+        return _mean(function, outputs, targets) if known is None else known(outputs, targets)
 
 
 class EvaluationFunction:
@@ -371,11 +385,6 @@ class EvaluationFunction:
         sums = loss(outputs, targets).sum()
         metric = torch.zeros_like(sums) if self._task.metric is None else self._task.metric.function(outputs, targets).sum(0)
         return torch.cat([sums.view(1), metric.view(-1)])
-
-
-def _mean(function: ExampleFunction | str, outputs: Tensor, targets: Tensor) -> Tensor:
-    assert callable(function)
-    return function(outputs, targets).mean()
 
 
 def _has_convolutions(model: nn.Module) -> bool:

@@ -88,6 +88,8 @@ class Groups:
         """Scalar products of ``(N, P)`` and ``(N, P)`` in each group, ``(N, G)``, or ``(N,)`` for one group."""
         if len(self.names) > 1:
             return self.sums(left * right)
+        if len(left) == 1:  # of one vector these two operations cost less
+            return (left * right).sum(1)
         products: Tensor = torch.linalg.vector_norm(left, dim=1).square() if left is right else torch.linalg.vecdot(left, right)
         return products
 

@@ -16,7 +16,15 @@ _FILLED = {
 }
 """They make tensors whose values depend on no other tensor's."""
 
-_RESHAPING = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default)
+_VIEWS = {
+    getattr(getattr(_ATEN, name), overload)
+    for name, overload in (
+        *((name, "default") for name in ("view", "_unsafe_view", "expand", "t", "unsqueeze", "squeeze")),
+        *((name, "int") for name in ("transpose", "select")),
+        ("squeeze", "dim"),
+    )
+}
+"""They give the same memory another form."""
 
 
 def simplify(module: GraphModule) -> None:
@@ -65,12 +73,14 @@ def _equal_input(node: Node) -> Node | None:
         return source
     if node.target is _ATEN.mul.Scalar and node.args[1] == 1:
         return source
-    if node.target in _RESHAPING and _geometry(node) == _geometry(source):
-        return source
-    # A transposition of a transposition.
-    if node.target in (_ATEN.t.default, _ATEN.transpose.int) and source.target is node.target and node.args[1:] == source.args[1:]:
-        original = source.args[0]
-        return original if isinstance(original, Node) else None
+    # Views that keep all elements and end in the form that they began with.
+    earlier: Any = node
+    while isinstance(earlier, Node) and earlier.target in _VIEWS:
+        earlier = earlier.args[0]
+        if not isinstance(earlier, Node) or _count(earlier) != _count(node):
+            break
+        if _geometry(earlier) == _geometry(node):
+            return earlier
     return None
 
 
@@ -139,6 +149,12 @@ class _Scripted(nn.Module):
 def _geometry(node: Node) -> tuple[Any, ...]:
     value = node.meta.get("val")
     return (value.shape, value.stride()) if isinstance(value, Tensor) else (node,)
+
+
+def _count(node: Node) -> int:
+    """Number of elements; negative where it is unknown, and then like no other node's."""
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else -1 - id(node)
 
 
 def _like(node: Node) -> Tensor:

@@ -7,6 +7,7 @@ holds for the shapes it was made with. A backend makes one: :func:`plain` none a
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,8 +33,7 @@ def flat_graph(function: Function, arguments: tuple[Argument, ...]) -> Function:
     flat = _Flat(function, arguments)
     graph = _graph(flat, arguments)
     script_normalisations(graph)
-    forward = graph.forward  # without the module's __call__
-    return lambda *values: flat.results(forward(*_tensors(values)))
+    return flat.bound(graph.forward)  # without the module's __call__
 
 
 def plain(function: Function, arguments: tuple[Argument, ...]) -> Function:
@@ -51,11 +51,13 @@ def interpreted(function: Function, arguments: tuple[Argument, ...]) -> Function
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # its deprecation, and constants that hold for these shapes
-            graph = torch.jit.trace(flat.__call__, example, check_trace=False)
+            simple = _graph(flat, arguments)
+            script_normalisations(simple)
+            graph = torch.jit.trace(lambda *tensors: simple.forward(*tensors), example, check_trace=False)
     except Exception:
         return plain(function, arguments)
     # Constants that require gradients cannot be traced, so that the graph needs no `no_grad`, which would take as long as ten operations.
-    return lambda *values: flat.results(graph(*_tensors(values)))
+    return flat.bound(graph)
 
 
 def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
@@ -73,7 +75,7 @@ def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
         graph = _graph(flat, arguments, tracing_mode="fake")
         kernels = compile(graph, _tensors(arguments), options=options)  # type: ignore[arg-type]  # a list is invariant
         kernels(*_tensors(arguments))  # the wrapper is built at the first call
-    return lambda *values: flat.results(kernels(*_tensors(values)))
+    return flat.bound(kernels)
 
 
 def require_compiler() -> None:
@@ -118,20 +120,23 @@ class _Flat:
         self._results = [list(result) if isinstance(result, dict) else None for result in results]
         return tuple(_tensors(results))
 
-    def results(self, tensors: Sequence[Tensor]) -> Any:
-        """The results in the form that the function gave them."""
+    def bound(self, graph: Function) -> Function:
+        """What this function does, by a graph of it that takes and returns flat tensors; to be called once this was.
+
+        It is written out as source, as dataclasses are: loops over arguments would take as long as ten operations.
+        """
+        names = [f"value_{number}" for number in range(len(self._layout))]
+        tensors = [f"*{name}.values()" if isinstance(part, list) else name for name, part in zip(names, self._layout, strict=True) if part]
+        results = (f"tensors[{number}]" for number in itertools.count())
         if self._results is None:
-            return tensors[0]
-        values: list[Argument] = []
-        position = 0
-        for names in self._results:
-            if names is None:
-                values.append(tensors[position])
-                position += 1
-            else:
-                values.append(dict(zip(names, tensors[position : position + len(names)], strict=True)))
-                position += len(names)
-        return tuple(values)
+            returned = next(results)
+        else:
+            parts = (next(results) if keys is None else "{" + ", ".join(f"{key!r}: {next(results)}" for key in keys) + "}" for keys in self._results)
+            returned = f"({', '.join(parts)},)"
+        scope: dict[str, Any] = {"graph": graph, "__name__": __name__}
+        exec(f"def run({', '.join(names)}):\n    tensors = graph({', '.join(tensors)})\n    return {returned}\n", scope)
+        run: Function = scope["run"]
+        return run
 
 
 def _graph(flat: _Flat, arguments: tuple[Argument, ...], tracing_mode: Literal["real", "fake"] = "real") -> torch.fx.GraphModule:
