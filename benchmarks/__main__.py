@@ -277,19 +277,21 @@ def open_store(folder: Path) -> Store:
 
 
 def stored_suite(store: Store, name: str | None) -> Suite:
-    """The suite of this name, or the only one that a store has results of.
+    """The suite of this name, or the only one that a store has results of; results of its earlier versions are left alone.
 
     Raises:
         ValueError: If there is none or several, or its version is not the present one.
     """
     keys = store.suites()
-    found = [key for key in keys if name in (None, key.rpartition("-")[0])]
-    known = {suite.key: suite for suite in SUITES.values()}
+    found = {key.rpartition("-")[0] for key in keys}
+    if name is not None:
+        found &= {name}
     if len(found) != 1:
-        raise ValueError(f"{store.path} has results of {', '.join(keys) or 'no finished suite'}. Choose one with --suite.")
-    if found[0] not in known:
-        raise ValueError(f"{store.path} has results of {found[0]}, but this version has {', '.join(known)}.")
-    return known[found[0]]
+        raise ValueError(f"{store.path} has results of {', '.join(keys) or 'no finished suite'}. Choose one with --suite, such as quick or standard.")
+    present = [suite for suite in SUITES.values() if suite.key in keys and suite.name in found]
+    if not present:
+        raise ValueError(f"{store.path} has results of {', '.join(keys)}, but this version has {', '.join(suite.key for suite in SUITES.values())}.")
+    return present[0]
 
 
 def check_names(names: Sequence[str], store: Store, suite: Suite) -> None:

@@ -259,3 +259,28 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(tmp_pat
     print(f"killed {len(left)} times; results in the store after each: {left}")  # noqa: T201
     lr_bench(*run, "pieces", folder=tmp_path)
     assert results(tmp_path / "pieces" / "results.sqlite") == results(tmp_path / "whole" / "results.sqlite")
+
+
+STANDARD = find_suite("standard").key
+
+
+@pytest.mark.parametrize(
+    ("stored", "name", "chosen"),
+    [
+        (["standard-1", STANDARD], None, STANDARD),
+        ([find_suite("quick").key, "standard-1", STANDARD], "standard", STANDARD),
+        ([find_suite("quick").key, STANDARD], None, "Choose one with --suite"),
+        ([find_suite("quick").key], "standard", "Choose one with --suite"),
+        (["standard-1"], "standard", "this version has"),
+    ],
+)
+def test_the_present_version_of_a_suite_is_reported(
+    stored: list[str], name: str | None, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "suites", lambda store: stored)
+    store = Store(tmp_path / "results.sqlite")
+    if chosen == STANDARD:
+        assert command.stored_suite(store, name).key == chosen
+    else:
+        with pytest.raises(ValueError, match=chosen):
+            command.stored_suite(store, name)
