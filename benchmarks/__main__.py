@@ -25,7 +25,7 @@ from benchmarks.records import Cell, CellResult
 from benchmarks.report import print_tables, write
 from benchmarks.statistics import paired_difference
 from benchmarks.store import Store, StoreError
-from benchmarks.suites import REFERENCES, SUITES, Suite, find_suite
+from benchmarks.suites import REFERENCES, SUITES, TRACKS, Suite, find_suite
 from benchmarks.terminal import make_console
 from lr_env.checks import positive_integer, unknown_name
 
@@ -143,7 +143,8 @@ def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None
         folder: Whose `tables/leaderboard-TRACK.md` and `tables/answer.md` are taken, as `lr-bench report` writes them.
         readme: The file; a relative path is one of the present folder.
     """
-    tables = [folder / "tables" / "answer.md", *sorted((folder / "tables").glob("leaderboard-*.md"))]
+    leaderboards = (folder / "tables" / f"leaderboard-{track}.md" for track in TRACKS)
+    tables = [folder / "tables" / "answer.md", *(path for path in leaderboards if path.is_file())]
     if missing := [str(path) for path in (readme, *tables) if not path.is_file()] or ([str(folder)] if len(tables) == 1 else []):
         raise FileNotFoundError(f"There is no {' and no '.join(missing)}: `lr-bench report` writes tables.")
     before, begin, rest = readme.read_text().partition("<!-- leaderboard -->\n")
