@@ -255,3 +255,10 @@ def test_vandals_do_not_earn_more_than_the_lowest_rate_on_digits(kind: str, sour
 def test_wrong_specifications_are_refused(specification: Any, source: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_reward(specification, source)
+
+
+@pytest.mark.parametrize("gradients", ["looped", "batched"])
+def test_nothing_is_paid_on_the_same_batch_where_the_rate_is_zero(gradients: str) -> None:
+    env = gym.make("LearningRate-v0", gradients=gradients, action="rate", reward="loss", reward_on="same_batch", horizon=20)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[1] for _ in range(20)] == [0.0] * 20

@@ -118,8 +118,9 @@ class GradientFunction:
         """The losses ``(N,)`` alone, in training mode; arguments as above, but buffers and generators stay as they are."""
 
         def observed(flat: Tensor, own_buffers: Buffers, own_inputs: Tensor, own_targets: Tensor) -> Tensor:
-            return self._losses(self.layout.views(flat), own_buffers, own_inputs, own_targets)[1]
+            return self._losses(self.layout.views(flat), own_buffers, own_inputs, own_targets, mean)[1]
 
+        mean = _mean if self.engine == "batched" else self._mean_as_in_a_loop  # as the losses that came with the gradients
         if self.engine == "batched":
             result: Tensor = vmap(observed)(parameters, _clone(buffers), inputs, targets)
             return result
