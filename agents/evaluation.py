@@ -102,7 +102,8 @@ class EvaluationTrainings:
 
     def _environment(self, mdp: MDP, count: int) -> LearningRateVectorEnv:
         with interrupts_ignored():
-            return LearningRateVectorEnv(count, self.task, self.options.horizon, **mdp.to_dict(), num_processes=self.options.num_processes)
+            execution: dict[str, Any] = {"device": self.options.device, "num_processes": self.options.num_processes}
+            return LearningRateVectorEnv(count, self.task, self.options.horizon, **mdp.to_dict(), **execution)
 
     def _reference(self, reference: Mapping[str, Any]) -> BoundController:
         return BoundController(ConstantAction(np.full(self.count, reference["action"])), self.reference_mdp)

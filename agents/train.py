@@ -144,9 +144,8 @@ class Training:
                 f"num_envs must be at least {self.num_variants}, so that all variants of {name!r} are trained on, but {num_envs} was given."
             )
         with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too
-            self.environment = LearningRateVectorEnv(
-                num_envs, name, **arguments, compile=options.compile, num_processes=options.num_processes, autoreset_mode="SameStep"
-            )
+            execution: dict[str, Any] = {"compile": options.compile, "device": options.device, "num_processes": options.num_processes}
+            self.environment = LearningRateVectorEnv(num_envs, name, **arguments, **execution, autoreset_mode="SameStep")
         self.hyperparameters = self._hyperparameters()
         self.agent = self._make_agent()
         self.evaluation = EvaluationTrainings(name, self.num_variants, options, self.environment.mdp)
@@ -277,7 +276,7 @@ class Training:
 
         defaults = default_hyperparameters(options.algorithm, environment.num_envs, decisions, options.family is not None)
         policy = defaults["policy_kwargs"] | given.pop("policy_kwargs", {})
-        return defaults | given | {"policy_kwargs": policy}
+        return defaults | {"device": options.device} | given | {"policy_kwargs": policy}
 
     def _make_agent(self) -> Agent:
         options = self.options
@@ -323,7 +322,7 @@ class Training:
             raise ValueError(f"{self.options.output} holds a training already. Pass --resume to continue it, or choose another --output.")
         earlier = json.loads(self.record_path.read_text())
         given, found = self.record["options"], earlier["options"]
-        different = sorted(name for name in given if name not in _FREE_OPTIONS and given[name] != found.get(name))
+        different = sorted(name for name in given if name not in _FREE_OPTIONS and given[name] != found.get(name, given[name]))
         if different:
             listing = ", ".join(f"{name}={found.get(name)!r}" for name in different)
             raise ValueError(f"The training in {self.options.output} was begun with {listing}. Resume it with the same, or choose another --output.")

@@ -81,6 +81,8 @@ class TrainingOptions(Process):
     """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
     compile: bool = False
     """Compile the step of all trainings; takes seconds for each variant, and pays for long runs."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where the trainings are computed, and SB3's networks; pays for some thousand trainings side by side."""
     num_processes: int = 1
     """Processes over which the trainings are spread."""
     evaluation_interval: int = 25_000

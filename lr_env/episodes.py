@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -278,7 +279,7 @@ class Episodes:
     def begin(self, members: np.ndarray) -> Outcome:
         """Takes the first gradient of restarted members ``(K,)``."""
         nobody = np.zeros(self.num_members, bool)
-        with _Threads(self.num_threads):
+        with self._settings():
             nothing = np.zeros((self.num_members, self.process.num_actions))
             outcome = self._compute(_Pass(nothing, nobody, nobody, True, *self._batches_to_reward()), members)
             self._begin_potential(members)
@@ -292,7 +293,7 @@ class Episodes:
             members: Members ``(K,)`` that act; None for all.
             restarting: Restarted members that take their first gradient in the same pass; they do not act.
         """
-        with _Threads(self.num_threads):
+        with self._settings():
             running = None if members is None else _mask(members, self.num_members)
             outcome = self._step_once(actions, running, running, restarting)
             if self.mdp.steps_per_action > 1:
@@ -304,7 +305,7 @@ class Episodes:
     def evaluate(self, split: SplitName, num_examples: int | None = None) -> Evaluation:
         """Mean loss and metric of all members over a whole split, or over so many fixed examples of it, in evaluation mode."""
         subset = None if num_examples is None else draw_subset(self.family.variants[0], split, num_examples)
-        with _Threads(self.num_threads):
+        with self._settings():
             return self.population.evaluate(split, subset)
 
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
@@ -326,6 +327,10 @@ class Episodes:
         self.episode[members] = state["episode"]
         if self._safe is not None:
             self._safe.set_state(state["safe"], members)
+
+    def _settings(self) -> AbstractContextManager[None]:
+        """PyTorch's settings while we compute; the process has its own before and after."""
+        return _Threads(self.num_threads) if self.population.device.type == "cpu" else _exact_on_gpu(self.num_threads)
 
     def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
         """The rest of a decision's steps, at the same rate; adds to its outcome."""
@@ -637,6 +642,13 @@ class _Threads:
     def __exit__(self, *exception: object) -> None:
         if self._before != self._inside:
             torch.set_num_threads(self._before)
+
+
+@contextmanager
+def _exact_on_gpu(num_threads: int) -> Iterator[None]:
+    """Convolutions inside have the precision of their numbers, and the same bits again."""
+    with _Threads(num_threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 def _columns(table: Array, members: np.ndarray) -> Array:

@@ -58,7 +58,7 @@ class GradientFunction:
         task: What is trained.
         model: Template whose structure is used; its parameters are not.
         num_members: N.
-        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works and the model has no convolutions, which are faster in a loop,
+        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works and the model has no convolutions, which are faster in a loop on a CPU,
             ``"looped"`` elsewhere. Chosen on the first batch.
         backend: What runs the graph of one member, where members are looped over.
 
@@ -233,7 +233,7 @@ class GradientFunction:
                 name = self._task.name
                 raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
             check = self.unseen(parameters, buffers, inputs, targets)
-            if self.engine == "batched" or (self.engine == "auto" and not _has_convolutions(self.model)):
+            if self.engine == "batched" or (self.engine == "auto" and (parameters.is_cuda or not _has_convolutions(self.model))):
                 reason = self._try_batched(parameters, buffers, inputs, targets, check)
                 if not reason:
                     return

@@ -29,7 +29,7 @@ from lr_env.training.perceptron import SIGNALS as PRODUCTS
 from lr_env.training.perceptron import PerceptronKernel, make_kernel
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
-from lr_env.training.tracing import Argument, Backend, compiled, interpreted, plain, require_compiler
+from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_graph, interpreted, plain, require_compiler
 
 State: TypeAlias = dict[str, Tensor]
 """What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``;
@@ -44,6 +44,8 @@ SUBSET_BATCHES = 4
 
 EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
+
+EXAMPLES_PER_PASS_ON_GPU = 2**18
 
 BATCHES_PER_PASS = 32
 """Bounds it too: examples in one pass, in batches of the task."""
@@ -452,7 +454,8 @@ class Population:
         else:
             if self._member_optimizers is not None:
                 parameters = self._member_optimizers.evaluated(parameters)
-            chunk = max(1, min(EXAMPLES_PER_PASS // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
+            at_once = EXAMPLES_PER_PASS if self._is_on_cpu else EXAMPLES_PER_PASS_ON_GPU
+            chunk = max(1, min(at_once // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
             sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
             for start in range(0, len(inputs), chunk):
                 part = slice(start, start + chunk)
@@ -508,7 +511,7 @@ class Population:
                 self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
-            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._backend)
+            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._backend_of_parts)
         return self._evaluation
 
     def _examples(self, name: SplitName, subset: np.ndarray | None) -> tuple[Tensor, Tensor]:
@@ -544,15 +547,19 @@ class Population:
 
     def _build_functions(self) -> None:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
-        self._backend: Backend = compiled if self._compile else interpreted
-        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._backend)
+        if self._is_on_cpu:
+            self._backend: Backend = compiled if self._compile else interpreted
+            self._backend_of_parts = self._backend
+        else:  # a captured graph's results would not outlast the next member's, or the next part of an evaluation
+            self._backend, self._backend_of_parts = captured(compiled if self._compile else flat_graph), plain
+        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._backend_of_parts)
         self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
         self._evaluation = self._kernel = None
         self._take_step = self._take_losses = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_evaluation", "_kernel"):
+        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_backend_of_parts", "_evaluation", "_kernel"):
             del state[name]
         state["_take_step"] = state["_take_losses"] = None  # graphs: built anew
         return state

@@ -2,7 +2,7 @@
 
 Arguments are tensors, dictionaries of tensors, or None; results are a tensor or a tuple of tensors and dictionaries of tensors. A graph
 holds for the shapes it was made with. A backend makes one: :func:`plain` none at all, :func:`interpreted` in a moment,
-:func:`compiled` in seconds, but the fastest.
+:func:`compiled` in seconds, but the fastest; :func:`captured` what another one makes as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from lr_env.training.simplification import script_normalisations, simplify
 Argument: TypeAlias = Tensor | dict[str, Tensor] | None
 Function: TypeAlias = Callable[..., Any]
 Backend: TypeAlias = Callable[[Function, tuple[Argument, ...]], Function]
+
+NUM_WARM_UPS = 3
+"""Calls before a CUDA graph is captured, in which libraries choose their kernels and get their memory."""
 
 
 def flat_graph(function: Function, arguments: tuple[Argument, ...]) -> Function:
@@ -76,6 +79,52 @@ def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
         kernels = compile(graph, _tensors(arguments), options=options)  # type: ignore[arg-type]  # a list is invariant
         kernels(*_tensors(arguments))  # the wrapper is built at the first call
     return flat.bound(kernels)
+
+
+def captured(backend: Backend) -> Backend:
+    """A backend whose functions run on a GPU as CUDA graphs: a call launches all kernels at once, where each would take as long as a small one runs.
+
+    Results lie where the next call will write its own: they are to be copied, or handed on to that call. Tensors of the arguments that it is
+    made with may be written over, unless they are parts of larger ones. What waits for the GPU can't be captured: the function stays as it is.
+    """
+
+    def capture(function: Function, arguments: tuple[Argument, ...]) -> Function:
+        run = backend(function, arguments)
+        flat = _Flat(run, arguments)
+        try:
+            return flat.bound(_CapturedGraph(flat, _tensors(arguments)))
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return run
+
+    return capture
+
+
+class _CapturedGraph:
+    """A function of tensors on a GPU, to be replayed on others of the same shapes."""
+
+    def __init__(self, function: Function, tensors: list[Tensor]) -> None:
+        is_part = [tensor.untyped_storage().nbytes() != tensor.nbytes for tensor in tensors]
+        self._inputs = [tensor.clone() if part else tensor for tensor, part in zip(tensors, is_part, strict=True)]
+        self._addresses = [tensor.data_ptr() for tensor in self._inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(NUM_WARM_UPS):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._results: tuple[Tensor, ...] = function(*self._inputs)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(self._inputs, self._addresses, tensors, strict=True)
+        moved = [(own, given) for own, address, given in pairs if given.data_ptr() != address]
+        if moved:
+            torch._foreach_copy_([own for own, _ in moved], [given for _, given in moved])
+        self._graph.replay()
+        return self._results
 
 
 def require_compiler() -> None:
