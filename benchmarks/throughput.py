@@ -38,6 +38,7 @@ from benchmarks.terminal import make_console
 from benchmarks.throughput_figure import Panel, draw
 from benchmarks.throughput_rows import (
     HORIZON,
+    Device,
     Row,
     TaskName,
     Training,
@@ -49,9 +50,16 @@ from benchmarks.throughput_rows import (
     matrix_product,
     peak_bytes_per_member,
     rows,
+    rows_on_gpu,
+    synchronise,
 )
 
 MEMBERS: Mapping[TaskName, tuple[int, ...]] = {"mlp": (1, 4, 16, 64, 256, 1024), "cnn": (1, 4, 16, 64), "transformer": (1, 4, 16, 64)}
+MEMBERS_ON_GPU: Mapping[TaskName, tuple[int, ...]] = {
+    "mlp": (1, 64, 1024, 4096, 16384),
+    "cnn": (1, 16, 64, 256, 1024),
+    "transformer": (1, 16, 64, 256, 1024),
+}
 COMPARED = 64
 """Members at which environments in one process and in several are compared."""
 
@@ -64,8 +72,10 @@ class Options:
 
     tasks: tuple[TaskName, ...] = ("mlp", "cnn", "transformer")
     """What is trained."""
+    device: Device = "cpu"
+    """On a GPU, the bare loop runs there too, and single environments are not spread over processes."""
     members: tuple[int, ...] | None = None
-    """Sizes of the native vector environment; None for 1, 4, 16, 64, and for the mlp 256 and 1024 too."""
+    """Sizes of the native vector environment; None for 1, 4, 16, 64, and for the mlp 256 and 1024 too; more on a GPU."""
     parallel_members: int = 8
     """Sizes of vectors of single environments; 0 leaves them out."""
     repeats: int = 7
@@ -197,6 +207,7 @@ def _seconds(training: Training, num_calls: int, clock: Clock) -> float:
     start = clock()
     for _ in range(num_calls):
         training.step()
+    synchronise()
     return clock() - start
 
 
@@ -229,6 +240,8 @@ def _ratio(repeats: Sequence[Repeat]) -> float:
 
 def task_rows(name: TaskName, options: Options) -> list[Row]:
     """The rows of one task."""
+    if options.device == "cuda":
+        return rows_on_gpu(options.members or MEMBERS_ON_GPU[name], options.compiled)
     members = options.members or MEMBERS[name]
     parallel: tuple[int, ...] = (options.parallel_members,) if options.parallel_members else ()
     if parallel and name == "mlp" and COMPARED in members:
@@ -237,7 +250,9 @@ def task_rows(name: TaskName, options: Options) -> list[Row]:
 
 
 def required_ratio(name: TaskName, row: Row) -> float | None:
-    """The ratio to the bare loop that a row is to reach."""
+    """The ratio to the bare loop that a row is to reach, on a CPU."""
+    if row.device != "cpu":
+        return None
     if row.kind == "single":
         return 0.92 if name == "mlp" else 0.97
     if row.is_plain and name == "cnn":
@@ -249,7 +264,7 @@ def requirements(results: Results) -> list[Requirement]:
     """What the environments are to reach, as far as it was measured."""
     found: list[Requirement] = []
     for name, all_measured in results.items():
-        measured = {result.row: result for result in all_measured if result.repeats}
+        measured = {result.row: result for result in all_measured if result.repeats and result.row.device == "cpu"}
         for row, result in measured.items():
             bound = required_ratio(name, row)
             if bound is not None:
@@ -396,6 +411,7 @@ def machine() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{package: version(package) for package in ("torch", "numpy", "gymnasium")},
     }
 
@@ -403,12 +419,12 @@ def machine() -> dict[str, str | int | None]:
 def measure_all(options: Options) -> dict[TaskName, list[Result]]:
     """All rows of all tasks, one environment at a time."""
     chosen = {name: task_rows(name, options) for name in options.tasks}
-    limit = matrix_product()
+    limit = matrix_product(options.device)
     results: dict[TaskName, list[Result]] = {}
     with one_thread(), empty_compiler_cache(), Progress(console=make_console(), transient=True) as progress:
         bar = progress.add_task("", total=options.repeats * sum(map(len, chosen.values())))
         for name, lines in chosen.items():
-            bare = make_training(name, Row("bare"))
+            bare = make_training(name, Row("bare", device=options.device))
             results[name] = []
             for row in lines:
                 progress.update(bar, description=f"{name}: {row.name}")
@@ -422,7 +438,8 @@ def main(options: Options) -> None:
     console = make_console()
     for name, measured in results.items():
         console.print(make_table(name, measured))
-    console.print(make_requirements_table(requirements(results)))
+    if found := requirements(results):
+        console.print(make_requirements_table(found))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
     picture = options.output.with_suffix(".png")

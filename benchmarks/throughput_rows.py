@@ -32,6 +32,7 @@ NUM_CLASSES, VOCABULARY_SIZE, CONTEXT = 10, 65, 32
 MEMORY_STEPS = 5
 DEFAULT_FEATURES = "scale_free"
 
+Device: TypeAlias = Literal["cpu", "cuda"]
 TaskName: TypeAlias = Literal["mlp", "cnn", "transformer"]
 Kind: TypeAlias = Literal["bare", "loader", "single", "sync", "dummy", "async", "subproc", "native", "sb3"]
 
@@ -58,6 +59,7 @@ class Row:
     threads: int = 1
     processes: int = 1
     features: str = DEFAULT_FEATURES
+    device: Device = "cpu"
 
     @property
     def name(self) -> str:
@@ -102,6 +104,18 @@ class Training:
             self.env.close()
 
 
+def rows_on_gpu(members: tuple[int, ...], compiled: bool) -> list[Row]:
+    """The lines of one task's table on a GPU."""
+    engines = (False, True) if compiled else (False,)
+    adapted = max((n for n in members if n <= 1024), default=min(members))
+    return [
+        Row("bare", device="cuda"),
+        *(Row("single", compiled=engine, device="cuda") for engine in engines),
+        *(Row("native", n, engine, device="cuda") for engine in engines for n in members),
+        *(Row("sb3", adapted, engine, device="cuda") for engine in engines),
+    ]
+
+
 def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool) -> list[Row]:
     """The lines of one task's table; all rows that start processes by "fork" come before those that start threads."""
     engines = (False, True) if compiled else (False,)
@@ -142,19 +156,19 @@ def make_training(name: TaskName, row: Row) -> Training:
     """Makes a row's loop or environment, reset and ready."""
     task = make_task(name)
     if row.kind == "bare":
-        return _loop(task, _preloaded(task))
+        return _loop(task, _preloaded(task, row.device), row.device)
     if row.kind == "loader":
-        return _loop(task, _loaded(task))
+        return _loop(task, _loaded(task), row.device)
     if row.kind == "single":
-        return _single_environment(task, row.compiled)
+        return _single_environment(task, row)
     if row.kind in ("sync", "async", "native"):
         return _vector_environment(task, row)
     return _sb3_environment(task, row)
 
 
-def _loop(task: lr_env.Task, batches: Iterator[tuple[Tensor, Tensor]]) -> Training:
+def _loop(task: lr_env.Task, batches: Iterator[tuple[Tensor, Tensor]], device: Device) -> Training:
     """The loop that everybody writes."""
-    model = task.make_model(np.random.SeedSequence(SEED))
+    model = task.make_model(np.random.SeedSequence(SEED)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
     def step() -> None:
@@ -167,11 +181,11 @@ def _loop(task: lr_env.Task, batches: Iterator[tuple[Tensor, Tensor]]) -> Traini
     return Training(step)
 
 
-def _preloaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
+def _preloaded(task: lr_env.Task, device: Device) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of preloaded tensors, of indices that are drawn beforehand."""
-    inputs, targets = _examples(task)
+    inputs, targets = (examples.to(device) for examples in _examples(task))
     generator = torch.Generator().manual_seed(SEED)
-    indices = [torch.randperm(len(inputs), generator=generator)[: task.batch_size] for _ in range(HORIZON)]
+    indices = [torch.randperm(len(inputs), generator=generator)[: task.batch_size].to(device) for _ in range(HORIZON)]
     while True:
         for batch in indices:
             yield inputs[batch], targets[batch]
@@ -184,8 +198,8 @@ def _loaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _single_environment(task: lr_env.Task, compiled: bool) -> Training:
-    env = gym.make("LearningRate-v0", task=task, horizon=HORIZON, compile=compiled)
+def _single_environment(task: lr_env.Task, row: Row) -> Training:
+    env = gym.make("LearningRate-v0", task=task, horizon=HORIZON, compile=row.compiled, device=row.device)
     env.reset(seed=SEED)
     action = np.zeros(1, np.float32)  # the rate stays where it is
 
@@ -201,7 +215,8 @@ def _vector_environment(task: lr_env.Task, row: Row) -> Training:
     """``gym.make_vec``: the step that resets is none of SGD."""
     arguments: dict[str, Any] = {"num_envs": row.members, "task": task, "horizon": HORIZON}
     if row.kind == "native":
-        arguments |= {"compile": row.compiled, "num_threads": row.threads, "num_processes": row.processes, "features": row.features}
+        arguments |= {"compile": row.compiled, "device": row.device, "num_threads": row.threads, "num_processes": row.processes}
+        arguments["features"] = row.features
     else:
         arguments |= {"vectorization_mode": row.kind, "wrappers": [_with_one_thread]}
     if row.kind == "async":
@@ -225,7 +240,7 @@ def _sb3_environment(task: lr_env.Task, row: Row) -> Training:
     elif row.kind == "subproc":
         env = SubprocVecEnv(factories, start_method="fork")
     else:
-        env = make_sb3_env(row.members, seed=SEED, task=task, horizon=HORIZON, compile=row.compiled)
+        env = make_sb3_env(row.members, seed=SEED, task=task, horizon=HORIZON, compile=row.compiled, device=row.device)
     env.reset()
     actions = np.zeros((row.members, 1), np.float32)
     return Training(lambda: env.step(actions), HORIZON, HORIZON * row.members, env)
@@ -250,25 +265,34 @@ def flops_per_step(task: lr_env.Task) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_product() -> Callable[[], float]:
+def matrix_product(device: Device = "cpu") -> Callable[[], float]:
     """A function that measures how many floating-point operations a second a large product makes: the limit of all rows."""
-    size = 1024
-    left, right, product = (torch.ones(size, size) for _ in range(3))
+    size = 1024 if device == "cpu" else 8192
+    generator = torch.Generator().manual_seed(SEED)
+    left, right, product = (torch.randn(size, size, generator=generator).to(device) for _ in range(3))
 
     def measured() -> float:
         durations = []
         for _ in range(3):
+            synchronise()
             start = time.perf_counter()
             torch.mm(left, right, out=product)
+            synchronise()
             durations.append(time.perf_counter() - start)
         return 2 * size**3 / float(np.median(durations))
 
     return measured
 
 
+def synchronise() -> None:
+    """Waits for what a GPU has still to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def make_pure_training(name: TaskName, row: Row) -> Training:
     """What an environment's step cannot do without: order and gather of the data, forward, backward and update, in the same engine."""
-    population = Population(make_task(name), row.members, make_optimizer("sgd")[0], compile=row.compiled)
+    population = Population(make_task(name), row.members, make_optimizer("sgd")[0], compile=row.compiled, device=row.device)
     population.restart(np.arange(row.members), [Streams(SEED + member) for member in range(row.members)])
     rates = np.full((row.members, 1), RATE)
     population.begin()
@@ -283,8 +307,13 @@ def make_resets(training: Training) -> Training:
 def peak_bytes_per_member(name: TaskName, row: Row) -> float | None:
     """Growth of a fresh process's peak memory by making the environment and a few steps, over N; None but on Linux.
 
-    What the environment keeps of the data set, and a compiler loaded for it, are part of it.
+    What the environment keeps of the data set, and a compiler loaded for it, are part of it. On a GPU, peak of what PyTorch's tensors take there.
     """
+    if row.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _few_steps(name, row)
+        return (torch.cuda.max_memory_allocated() - before) / row.members
     if not Path("/proc/self/clear_refs").exists():
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
@@ -297,10 +326,17 @@ def _peak_growth(name: TaskName, row: Row) -> int:
     # A peak reached by imports would hide what follows, and ru_maxrss, which a child inherits from its parent, cannot be reset.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_bytes()
+    training = _few_steps(name, row)
+    growth = _peak_bytes() - before
+    training.close()
+    return growth
+
+
+def _few_steps(name: TaskName, row: Row) -> Training:
     training = make_training(name, row)
     for _ in range(MEMORY_STEPS):
         training.env.step(np.zeros((row.members, 1), np.float32))
-    return _peak_bytes() - before
+    return training
 
 
 def _peak_bytes() -> int:

@@ -14,7 +14,6 @@ from lr_env import LearningRateVectorEnv
 from tests.rollouts import RUINOUS_RATE, Rollout, assert_same_bits, roll_out, tiny_task
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"task": "digits-mlp-scaled"},
@@ -105,18 +104,6 @@ def test_without_a_gpu() -> None:
     with pytest.raises(RuntimeError, match='device="cuda" was given, but PyTorch finds no GPU; use device="auto" or "cpu"'):
         LearningRateVectorEnv(2, tiny_task(), device="cuda")
     assert_same_bits(roll(2, 5, device="auto"), roll(2, 5))
-
-
-@needs_gpu
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("compiles", [False, True])
-def test_gpu_and_cpu_agree(name: str, compiles: bool) -> None:
-    assert_close(roll(3, **OPTIONS[name]), roll(3, device="cuda", compile=compiles, **OPTIONS[name]), 1e-7)
-
-
-@needs_gpu
-def test_a_gpu_gives_the_same_bits_again() -> None:
-    assert_same_bits(roll(3, device="cuda"), roll(3, device="cuda"))
 
 
 @pytest.mark.parametrize("task", ["digits-mlp", "digits-logreg", "breast-cancer-mlp", "noisy-quadratic", "digits-mlp-scaled"])

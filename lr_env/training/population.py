@@ -31,6 +31,12 @@ from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATI
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_graph, interpreted, plain, require_compiler
 
+_MADE_ANEW = (
+    *("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser"),
+    *("_backend", "_part_backend", "_evaluation", "_kernel"),
+)
+"""What is not pickled."""
+
 State: TypeAlias = dict[str, Tensor]
 """What changes from step to step, each ``(N, …)``: ``parameters``, ``gradients``, ``directions``, ``optimizer.*``, ``buffer.*``;
 ``predictions`` on the validation examples where signals need them; and of Adam with ``gradients="looped"`` ``counts``, the step ``(N, 1)`` that
@@ -511,7 +517,7 @@ class Population:
                 self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
             if self._signals.intersection(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
-            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._backend_of_parts)
+            self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._part_backend)
         return self._evaluation
 
     def _examples(self, name: SplitName, subset: np.ndarray | None) -> tuple[Tensor, Tensor]:
@@ -549,17 +555,27 @@ class Population:
         self._template = self.task.make_model(np.random.SeedSequence(0)).to(self.device, self.dtype)
         if self._is_on_cpu:
             self._backend: Backend = compiled if self._compile else interpreted
-            self._backend_of_parts = self._backend
+            self._part_backend = self._backend
         else:  # a captured graph's results would not outlast the next member's, or the next part of an evaluation
-            self._backend, self._backend_of_parts = captured(compiled if self._compile else flat_graph), plain
-        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._backend_of_parts)
+            self._backend, self._part_backend = captured(compiled if self._compile else flat_graph), plain
+        self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._part_backend)
         self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
         self._evaluation = self._kernel = None
         self._take_step = self._take_losses = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser", "_backend", "_backend_of_parts", "_evaluation", "_kernel"):
+        for name in (
+            "_steps_view",
+            "_rates_view",
+            "_template",
+            "_gradient_function",
+            "_initialiser",
+            "_backend",
+            "_part_backend",
+            "_evaluation",
+            "_kernel",
+        ):
             del state[name]
         state["_take_step"] = state["_take_losses"] = None  # graphs: built anew
         return state
