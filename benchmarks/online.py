@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +38,7 @@ from benchmarks.runner import DIVERGENCE_PENALTY, Result, Runner
 from benchmarks.statistics import paired_difference
 from benchmarks.terminal import make_console
 from lr_env.controllers import BoundController
+from lr_env.episodes import Execution
 from lr_env.seeding import Role, role_seeds
 
 ONLINE = "Online actor-critic"
@@ -82,6 +83,8 @@ class Options:
     """Examples of each split over which final losses and accuracies are taken."""
     seed: int = 0
     """Seed of the whole run."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the networks are trained; the agents stay on the CPU."""
     processes: int = 2
     """Cells at the same time, each on one core."""
     output: Path = Path("results/online")
@@ -197,16 +200,17 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
     else:
         bound = BASELINES[cell.name][1](cell.point)
         seeds = role_seeds(options.seed, Role.TUNE, options.tuning_trainings) if cell.tunes else reported
-        result = Runner(options.task, bound.mdp, seeds, options.horizon, options.num_examples, tests=not cell.tunes).run(bound.controller)
+        execution = Execution(device=options.device)
+        runner = Runner(options.task, bound.mdp, seeds, options.horizon, options.num_examples, tests=not cell.tunes, execution=execution)
+        result = runner.run(bound.controller)
         row = {"scores": result.scores.tolist()} if cell.tunes else as_row(result)
     return row | {"seconds": time.process_time() - start}
 
 
 def run_online(config: ActorCriticConfig, options: Options, seeds: list[int], initial_rate: float | None = None) -> Result:
     """The agent on one training per seed."""
-    environment = gym.make_vec(
-        "LearningRate-v0", num_envs=len(seeds), task=options.task, horizon=options.horizon, initial_rate=initial_rate, **ONLINE_ENVIRONMENT
-    )
+    arguments = {"task": options.task, "horizon": options.horizon, "device": options.device, "initial_rate": initial_rate}
+    environment = gym.make_vec("LearningRate-v0", num_envs=len(seeds), **arguments, **ONLINE_ENVIRONMENT)
     episodes = environment.unwrapped.episodes  # type: ignore[attr-defined]
     environment.reset(seed=seeds)  # type: ignore[arg-type]
     initial = np.log10(episodes.evaluate("train", options.num_examples).losses)
