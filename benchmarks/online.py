@@ -209,7 +209,7 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
 
 def run_online(config: ActorCriticConfig, options: Options, seeds: list[int], initial_rate: float | None = None) -> Result:
     """The agent on one training per seed."""
-    arguments = {"task": options.task, "horizon": options.horizon, "device": options.device, "initial_rate": initial_rate}
+    arguments: dict[str, Any] = {"task": options.task, "horizon": options.horizon, "device": options.device, "initial_rate": initial_rate}
     environment = gym.make_vec("LearningRate-v0", num_envs=len(seeds), **arguments, **ONLINE_ENVIRONMENT)
     episodes = environment.unwrapped.episodes  # type: ignore[attr-defined]
     environment.reset(seed=seeds)  # type: ignore[arg-type]
