@@ -177,9 +177,6 @@ class Training:
         options.output.mkdir(parents=True, exist_ok=True)
         self._since, self._seconds_before = time.perf_counter(), float(self.record["seconds"])
         with self._stopping_on_signals():
-            if self.record["reference"] is None:
-                self.record["reference"] = self.evaluation.tune_reference()
-                self._write_record()
             self._evaluated = self._saved = agent.num_steps_taken
             with tqdm(total=options.total_steps, initial=agent.num_steps_taken, desc=options.algorithm, unit=" steps", unit_scale=True) as self._bar:
                 agent.learn(options.total_steps, self._after_updates)
@@ -214,6 +211,8 @@ class Training:
     def _evaluate(self) -> None:
         """Evaluates the present controller and keeps it if none was better."""
         bound, steps, history = self.agent.bind(), self.agent.num_steps_taken, self.record["history"]
+        if self.record["reference"] is None:
+            self.record["reference"] = self.evaluation.tune_reference()
         scores = self.evaluation.run(bound)
         entry = {"steps": steps, "score": scores.mean, "diverged": float(scores.diverged.mean()), "seconds": self._seconds()}
         if not history or scores.mean < min(earlier["score"] for earlier in history):
