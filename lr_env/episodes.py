@@ -272,7 +272,8 @@ class Episodes:
                 self.seeds[member] = seed
             self.episode[member] = 0 if seed is not None else self.episode[member] + 1
             streams.append(Streams(self.seeds[member], int(self.episode[member])))
-        self.population.restart(members, streams)
+        with self._settings():
+            self.population.restart(members, streams)
         noise = [stream.noise for stream in streams] if self.mdp.initial_rate_decades else None
         self.table[..., members] = self.process.initial(len(members), noise)
 
@@ -312,7 +313,7 @@ class Episodes:
         """Everything that determines the future of members ``(K,)``."""
         return {
             "population": self.population.get_state(members),
-            "table": self.table[..., members],
+            "table": _to_numpy(self.table[..., members]),
             "seeds": [self.seeds[member] for member in members],
             "episode": self.episode[members],
             "safe": None if self._safe is None else self._safe.get_state(members),
@@ -321,7 +322,7 @@ class Episodes:
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         self.population.set_state(state["population"], members)
-        self.table[..., members] = state["table"]
+        self.table[..., members] = self._to_table(state["table"])
         for member, seed in zip(members, state["seeds"], strict=True):
             self.seeds[member] = seed
         self.episode[members] = state["episode"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from lr_env import Task
 from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.models import mlp
+from lr_env.training.draws import DrawKernel, Generators, draw_kernel
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.initialisation import Initialiser
 from tests.rollouts import TINY_MODEL, tiny_task
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -149,22 +152,24 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def make(task: Task, dtype: torch.dtype) -> tuple[Initialiser, Tensor, dict[str, Tensor]]:
+def make(task: Task, dtype: torch.dtype, kernel: DrawKernel | None = None) -> tuple[Initialiser, Tensor, dict[str, Tensor]]:
     """An initialiser, and tensors of five members that nothing was written into."""
     model = task.make_model(np.random.SeedSequence(9)).to(dtype)
     layout = ParameterLayout(model)
     buffers = {name: buffer.new_full((5, *buffer.shape), 7) for name, buffer in model.named_buffers()}
-    return Initialiser(task, layout, dtype), torch.full((5, layout.size), torch.nan, dtype=dtype), buffers
+    return Initialiser(task, layout, dtype, kernel), torch.full((5, layout.size), torch.nan, dtype=dtype), buffers
 
 
 def assert_same_bits(task: Task, dtype: torch.dtype, initialiser: Initialiser, parameters: Tensor, buffers: dict[str, Tensor]) -> None:
     """Initialises some members, twice; each is as its module, and the others as they were."""
     untouched = [parameters[[0, 2]].clone(), *(buffer[[0, 2]].clone() for buffer in buffers.values())]
     members = np.array([4, 1, 3])
+    generators = Generators(5, draw_kernel() if initialiser.is_drawn_at_once else None)
     for episode in range(2):
         streams = [Streams(int(member), episode) for member in members]
-        generators = initialiser(parameters, buffers, members, streams)
-        for member, stream, generator in zip(members, streams, generators, strict=True):
+        initialiser(parameters, buffers, members, streams, generators, members)
+        for member, stream in zip(members.tolist(), streams, strict=True):
+            generator = generators[member]
             with preserved_global_generators():
                 seed_global_generators(stream.weights)
                 model = task.initialise().to(dtype)
@@ -188,6 +193,22 @@ def test_a_recorded_initialisation_has_the_bits_of_the_modules_own(model: Callab
     assert_same_bits(task, dtype, initialiser, *tensors)
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("model", RECORDED.values(), ids=RECORDED)
+def test_what_is_drawn_at_once_has_the_bits_of_the_modules_own(model: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    task = tiny_task(model)
+    initialiser, *tensors = make(task, dtype, draw_kernel())
+    assert initialiser.is_recorded
+    assert_same_bits(task, dtype, initialiser, *tensors)
+
+
+@needs_compiler
+def test_uniform_weights_are_drawn_at_once() -> None:
+    assert make(tiny_task(), torch.float32, draw_kernel())[0].is_drawn_at_once
+    assert not make(tiny_task(), torch.float32)[0].is_drawn_at_once
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("model", BUILT.values(), ids=BUILT)
 def test_what_cannot_be_recorded_is_built(model: Callable[[], nn.Module], dtype: torch.dtype) -> None:
@@ -205,7 +226,7 @@ def test_global_generators_are_left_as_they_were_found(model: Callable[[], nn.Mo
         expected = random.random(), np.random.random(), torch.rand(()).item()
         seed_global_generators(np.random.SeedSequence(3))
         initialiser, *tensors = make(task, torch.float32)
-        initialiser(*tensors, np.arange(2), [Streams(seed) for seed in range(2)])
+        initialiser(*tensors, np.arange(2), [Streams(seed) for seed in range(2)], Generators(2), np.arange(2))
         assert (random.random(), np.random.random(), torch.rand(()).item()) == expected
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lr_env.seeding import Streams, first_words
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Data, epoch_order
+from lr_env.training.draws import LARGEST_SET, DrawKernel, Generators
 
 SAMPLES_AHEAD = 64
 """Batches that a sampler draws at once."""
@@ -28,13 +29,15 @@ class Batches:
         num_members: N.
         dtype: Floating-point type of inputs and floating-point targets.
         device: Where the data lie.
+        kernel: Draws the orders of many members at once; None for one after the other.
     """
 
-    def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, family: TaskFamily, num_members: int, dtype: torch.dtype, device: torch.device, kernel: DrawKernel | None = None) -> None:
         self._family, self._task = family, family.variants[0]
         task = self._task
         self._num_members, self._dtype, self._device = num_members, dtype, device
-        self._generators: list[Any] = [None] * num_members
+        self._generators = Generators(num_members, kernel)
+        self._samplers: list[Any] = [None] * num_members  # NumPy's generators, where batches are fresh samples
         self._cursor = np.zeros(num_members, np.int64)
         self._shared_cursor: int | None = 0  # where all members are at the same batch, their indices lie side by side
         self._steps_until_epoch = 0  # a lower bound over all members, so that most steps need no look at each
@@ -70,20 +73,20 @@ class Batches:
     def restart(self, members: np.ndarray, streams: Sequence[Streams]) -> None:
         """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws, from their streams ``(K,)``."""
         is_finite = isinstance(self._task.data, Data)
-        words = first_words(streams, "order", 2).astype(np.int64).tolist() if is_finite else [None] * len(streams)
-        for member, stream, own_words in zip(members.tolist(), streams, words, strict=True):
+        if is_finite:
+            words = first_words(streams, "order", 2).astype(np.uint64)
+            self._generators.seed(members, words[:, 0] | words[:, 1] << np.uint64(32))  # as torch_generator does
+        varies = self.input_scales is not None or self._family.varies_labels or self._examples is not None or not is_finite
+        for member, stream in zip(members.tolist(), streams, strict=True) if varies else ():
             if self.input_scales is not None:
                 self.input_scales[member] = self._family.draw_input_scale(stream.family)
             if self._family.varies_labels:
                 self._own_targets()[member] = self._family.draw_labels(stream.family).to(self._targets)
             if self._examples is not None:
                 self._examples[member] = self._family.draw_examples(stream.family)
-            if own_words is None:
-                self._generators[member] = np.random.default_rng(stream.order)
-            else:
-                self._generators[member] = torch.Generator()
-                self._generators[member].manual_seed(own_words[0] | own_words[1] << 32)  # as torch_generator does
-            self._begin_epoch(member)
+            if not is_finite:
+                self._samplers[member] = np.random.default_rng(stream.order)
+        self._begin_epochs(members)
         self._cursor[members] = 0
         self._look_at_cursors()
 
@@ -99,8 +102,7 @@ class Batches:
         self._steps_until_epoch -= 1
         if self._steps_until_epoch == 0 or self._shared_cursor is None:
             finished = self._cursor == self._num_batches
-            for member in np.flatnonzero(finished).tolist():
-                self._begin_epoch(member)
+            self._begin_epochs(np.flatnonzero(finished))
             self._cursor[finished] = 0
             self._look_at_cursors()
 
@@ -135,10 +137,10 @@ class Batches:
         state: dict[str, Any] = {"cursor": self._cursor[members]}
         if isinstance(self._task.data, Data):
             state["order"] = self._order[:, rows]
-            state["generators"] = [self._generators[member].get_state() for member in members]
+            state["generators"] = [self._generators.state(member) for member in members]
         else:
             state["samples"] = (self._inputs[:, rows], self._targets[:, rows])
-            state["generators"] = [self._generators[member].bit_generator.state for member in members]
+            state["generators"] = [self._samplers[member].bit_generator.state for member in members]
         if self.input_scales is not None:
             state["input_scales"] = self.input_scales[rows]
         if self._family.varies_labels:
@@ -154,11 +156,10 @@ class Batches:
         self._look_at_cursors()
         for member, generator_state in zip(members, state["generators"], strict=True):
             if isinstance(self._task.data, Data):
-                self._generators[member] = torch.Generator()
-                self._generators[member].set_state(generator_state)
+                self._generators.set_state(member, generator_state)
             else:
-                self._generators[member] = np.random.default_rng()
-                self._generators[member].bit_generator.state = generator_state
+                self._samplers[member] = np.random.default_rng()
+                self._samplers[member].bit_generator.state = generator_state
         if "order" in state:
             self._order[:, rows] = state["order"]
         else:
@@ -180,16 +181,29 @@ class Batches:
         self._shared_cursor = first if first == last else None
         self._steps_until_epoch = self._num_batches - last
 
-    def _begin_epoch(self, member: int) -> None:
-        generator = self._generators[member]
-        if isinstance(self._task.data, Data):
-            order = epoch_order(generator, self._num_examples, self._task.batch_size)
-            self._order[:, member] = order if self._examples is None else self._examples[member][order]
+    def _begin_epochs(self, members: np.ndarray) -> None:
+        """Gives members ``(K,)`` a new order, or fresh samples."""
+        if not isinstance(self._task.data, Data):
+            for member in members.tolist():
+                inputs, targets = self._task.data.sample(self._samplers[member], SAMPLES_AHEAD * self._task.batch_size)
+                shape = (SAMPLES_AHEAD, self._task.batch_size)
+                self._inputs[:, member] = inputs.unflatten(0, shape).to(self._inputs)
+                self._targets[:, member] = targets.unflatten(0, shape).to(self._targets)
+            return
+        if not len(members):
+            return
+        order, columns = self._order, members
+        if order.device.type != "cpu":  # one transfer for all
+            order, columns = torch.empty(len(order), len(members), order.shape[2], dtype=order.dtype), np.arange(len(members))
+        kernel, num_examples = self._generators.kernel, self._num_examples
+        if kernel is not None and num_examples < LARGEST_SET:
+            kernel.orders(self._generators.packed, members, columns, num_examples, self._examples, order)
         else:
-            inputs, targets = self._task.data.sample(generator, SAMPLES_AHEAD * self._task.batch_size)
-            shape = (SAMPLES_AHEAD, self._task.batch_size)
-            self._inputs[:, member] = inputs.unflatten(0, shape).to(self._inputs)
-            self._targets[:, member] = targets.unflatten(0, shape).to(self._targets)
+            for member, column in zip(members.tolist(), columns.tolist(), strict=True):
+                own = epoch_order(self._generators[member], num_examples, self._task.batch_size)
+                order[:, column] = own if self._examples is None else self._examples[member][own]
+        if order is not self._order:
+            self._order[:, torch.from_numpy(members).to(self._device)] = order.to(self._device)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_rows": None}

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from lr_env.checks import unknown_name
 from lr_env.seeding import preserved_global_generators
 from lr_env.tasks.task import MEAN_LOSSES, Data, ExampleFunction, Task
+from lr_env.training.draws import Generators
 from lr_env.training.tracing import Argument, Backend, flat_graph, interpreted
 
 Engine: TypeAlias = Literal["auto", "batched", "looped"]
@@ -78,9 +79,7 @@ class GradientFunction:
         self._task, self.model, self._num_members, self._backend = task, model, num_members, backend
         self._function: Callable[..., tuple[Tensor, Tensor]] = self._single
 
-    def __call__(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
         """Gradients ``(N, P)`` and the losses ``(N,)`` that observations and rewards use.
 
         Args:
@@ -114,7 +113,7 @@ class GradientFunction:
         is_small = self.layout.size <= LARGEST_EVALUATED_SIDE_BY_SIDE and all(len(shape) <= 2 for shape in shapes)
         return self.engine == "batched" and (is_small or next(self.model.parameters()).is_cuda)
 
-    def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: Generators) -> Tensor:
         """The losses ``(N,)`` alone, in training mode; arguments as above, but buffers and generators stay as they are."""
 
         def observed(flat: Tensor, own_buffers: Buffers, own_inputs: Tensor, own_targets: Tensor) -> Tensor:

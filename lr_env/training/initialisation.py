@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lr_env.seeding import Streams, first_words, preserved_global_generators, seed_global_generators
 from lr_env.tasks.task import Task
+from lr_env.training.draws import DrawKernel, Generators
 from lr_env.training.gradients import ParameterLayout
 
 DRAWS = ("uniform_", "normal_")
@@ -35,68 +36,114 @@ class Initialiser:
         task: Whose model is initialised. The model is made three times here: for the recording and its check.
         layout: Where each parameter lies.
         dtype: What parameters are converted to, as by ``model.to(dtype)``.
+        kernel: Draws for all members at once where a recording is of uniform numbers alone; None for one member after the other.
 
     Attributes:
         is_recorded: Whether a recording is used.
+        is_drawn_at_once: Whether the kernel is.
     """
 
-    def __init__(self, task: Task, layout: ParameterLayout, dtype: torch.dtype) -> None:
-        self._task, self._layout, self._dtype = task, layout, dtype
+    def __init__(self, task: Task, layout: ParameterLayout, dtype: torch.dtype, kernel: DrawKernel | None = None) -> None:
+        self._task, self._layout, self._dtype, self._kernel = task, layout, dtype, kernel
+        self.is_drawn_at_once = False
         self._steps: list[Step] = []
         self._constants = torch.zeros(0)  # (P + S,): what no step writes, and room for draws that are no part of the model
         self._buffers: dict[str, Tensor] = {}  # one member's
         try:
-            self.is_recorded = self._record() and self._agrees()
+            self.is_recorded = self._record() and self._agrees(self._replay)
+            draws_uniformly = kernel is not None and all(method == "uniform_" and len(arguments) == 2 for _, _, method, arguments in self._steps)
+            self.is_drawn_at_once = self.is_recorded and draws_uniformly and self._agrees(self._draw_at_once)
         except Exception:  # whatever a model does that cannot be recorded
             self.is_recorded = False
 
-    def __call__(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
+    def __call__(
+        self,
+        parameters: Tensor,
+        buffers: dict[str, Tensor],
+        members: np.ndarray,
+        streams: Sequence[Streams],
+        generators: Generators,
+        rows: np.ndarray,
+    ) -> None:
         """Writes initial weights of members ``(K,)``, from their streams. Global generators are left as they were found.
 
         Args:
-            parameters: ``(N, P)``; rows ``members`` are written.
-            buffers: Each ``(N, …)``; rows ``members`` are written.
+            parameters: ``(R, P)``.
+            buffers: Each ``(R, …)``.
             members: ``(K,)``.
             streams: ``(K,)``.
-
-        Returns:
-            Each member's generator ``(K,)``, in the state in which the initialisation left it.
+            generators: Of all members; those of ``members`` are left as the initialisation leaves them.
+            rows: Which rows of parameters and buffers are written, ``(K,)``.
         """
-        return (self._replay if self.is_recorded else self._build)(parameters, buffers, members, streams)
+        initialise = self._draw_at_once if self.is_drawn_at_once else self._replay if self.is_recorded else self._build
+        initialise(parameters, buffers, members, streams, generators, rows)
 
-    def _build(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
+    def _build(
+        self,
+        parameters: Tensor,
+        buffers: dict[str, Tensor],
+        members: np.ndarray,
+        streams: Sequence[Streams],
+        generators: Generators,
+        rows: np.ndarray,
+    ) -> None:
         """The reference: a module for each member."""
-        generators = []
         with preserved_global_generators(), torch.no_grad():
-            for member, stream in zip(members.tolist(), streams, strict=True):
+            for member, row, stream in zip(members.tolist(), rows.tolist(), streams, strict=True):
                 seed_global_generators(stream.weights)
                 model = self._task.initialise().to(self._dtype)
-                generators.append(torch.Generator().set_state(torch.get_rng_state()))
-                parameters[member] = self._layout.flatten(dict(model.named_parameters()))
+                generators.set_state(member, torch.get_rng_state())
+                parameters[row] = self._layout.flatten(dict(model.named_parameters()))
                 for name, buffer in model.named_buffers():
-                    buffers[name][member] = buffer
-        return generators
+                    buffers[name][row] = buffer
 
-    def _replay(self, parameters: Tensor, buffers: dict[str, Tensor], members: np.ndarray, streams: Sequence[Streams]) -> list[torch.Generator]:
+    def _replay(
+        self,
+        parameters: Tensor,
+        buffers: dict[str, Tensor],
+        members: np.ndarray,
+        streams: Sequence[Streams],
+        generators: Generators,
+        rows: np.ndarray,
+    ) -> None:
         """The same from the recording."""
         for name, buffer in self._buffers.items():
-            buffers[name][torch.from_numpy(members)] = buffer
+            buffers[name][torch.from_numpy(rows)] = buffer
         vector = self._constants.clone()  # in float32, as the module draws
         steps = [(getattr(vector[start:stop], method), arguments, method in DRAWS) for start, stop, method, arguments in self._steps]
-        row, rows = vector[: self._layout.size].numpy(), parameters.numpy()  # views; NumPy converts, and copies a row in less time
-        generators = []
-        words = first_words(streams, "weights", 3)[:, 2].tolist()  # as seed_global_generators does
-        for member, word in zip(members.tolist(), words, strict=True):
-            generator = torch.Generator()
-            generator.manual_seed(word)
+        row, written = vector[: self._layout.size].numpy(), parameters.numpy()  # views; NumPy converts, and copies a row in less time
+        generators.seed(members, _seeds(streams))
+        for member, own_row in zip(members.tolist(), rows.tolist(), strict=True):
+            generator = generators[member]
             for method, arguments, draws in steps:
                 if draws:
                     method(*arguments, generator=generator)
                 else:
                     method(*arguments)
-            rows[member] = row
-            generators.append(generator)
-        return generators
+            written[own_row] = row
+
+    def _draw_at_once(
+        self,
+        parameters: Tensor,
+        buffers: dict[str, Tensor],
+        members: np.ndarray,
+        streams: Sequence[Streams],
+        generators: Generators,
+        rows: np.ndarray,
+    ) -> None:
+        """The same by the kernel."""
+        assert self._kernel is not None
+        for name, buffer in self._buffers.items():
+            buffers[name][torch.from_numpy(rows)] = buffer
+        generators.seed(members, _seeds(streams))
+        size = self._layout.size
+        is_whole = len(rows) == len(parameters) and parameters.dtype == torch.float32 and bool((rows == np.arange(len(rows))).all())
+        vectors = parameters if is_whole else torch.empty(len(rows), size)
+        vectors[:] = self._constants[:size]
+        steps = [(start, stop, *arguments) for start, stop, _, arguments in self._steps]
+        self._kernel.uniform(generators.packed, members, steps, vectors)  # type: ignore[arg-type]  # two arguments each
+        if not is_whole:
+            parameters[torch.from_numpy(rows)] = vectors.to(parameters.dtype)
 
     def _record(self) -> bool:
         """Records the initialisation of one seed; whether all that it does could be recorded."""
@@ -124,16 +171,21 @@ class Initialiser:
             self._buffers = {name: buffer.clone() for name, buffer in model.to(self._dtype).named_buffers()}
         return True
 
-    def _agrees(self) -> bool:
+    def _agrees(self, replay: Callable[..., None]) -> bool:
         """Whether the recording gives the bits of the module's own initialisation, on seeds that it has not seen."""
-        streams = [Streams(seed) for seed in (1, 2)]
-        results = []
-        for initialise in (self._build, self._replay):
+        streams, members, results = [Streams(seed) for seed in (1, 2)], np.arange(2), []
+        for initialise in (self._build, replay):
             parameters = torch.zeros(len(streams), self._layout.size, dtype=self._dtype)
             buffers = {name: buffer.new_zeros(len(streams), *buffer.shape) for name, buffer in self._buffers.items()}
-            generators = initialise(parameters, buffers, np.arange(len(streams)), streams)
-            results.append([parameters, *buffers.values(), *(generator.get_state() for generator in generators)])
+            generators = Generators(len(streams), self._kernel)
+            initialise(parameters, buffers, members, streams, generators, members)
+            results.append([parameters, *buffers.values(), *map(generators.state, members.tolist())])
         return all(torch.equal(built, replayed) for built, replayed in zip(*results, strict=True))
+
+
+def _seeds(streams: Sequence[Streams]) -> np.ndarray:
+    """Of PyTorch's generators, ``(K,)``, as :func:`lr_env.seeding.seed_global_generators` takes them."""
+    return first_words(streams, "weights", 3)[:, 2].astype(np.uint64)
 
 
 class _Recorder(TorchDispatchMode):

@@ -21,6 +21,7 @@ from lr_env.seeding import Streams
 from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
+from lr_env.training.draws import Generators, draw_kernel
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import Adam, AdamW, Optimizer
@@ -33,7 +34,7 @@ from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_
 
 _MADE_ANEW = (
     *("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser"),
-    *("_backend", "_part_backend", "_evaluation", "_kernel"),
+    *("_backend", "_part_backend", "_draws", "_evaluation", "_kernel"),
 )
 """What is not pickled."""
 
@@ -142,11 +143,11 @@ class Population:
             self._member_optimizers = MemberOptimizers(optimizer, self._gradient_function.layout, self.groups.names, parameters)
         for name, buffer in self._template.named_buffers():
             self.state[f"buffer.{name}"] = buffer.new_zeros((num_members, *buffer.shape))
-        self.batches = Batches(self.family, num_members, self.dtype, self.device)
+        self.batches = Batches(self.family, num_members, self.dtype, self.device, self._draws)
         self.steps = np.zeros(num_members, np.int64)
         self._rates = torch.zeros(num_members, len(self.groups), dtype=torch.float64)
         self._make_views()
-        self._generators = [torch.Generator() for _ in range(num_members)]
+        self._generators = Generators(num_members, self._draws if self._initialiser.is_drawn_at_once else None)
         self._splits: dict[tuple[str, bytes | None], tuple[Tensor, Tensor]] = {}
         self._validation: tuple[Tensor, ...] = ()
         if not signals.isdisjoint(VALIDATION_SIGNALS):
@@ -182,19 +183,20 @@ class Population:
         """Gives members ``(K,)`` new weights, a new data order and new draws of the family, from their streams ``(K,)``."""
         rows = torch.from_numpy(members)
         weights = {name: value for name, value in self.state.items() if name.startswith(("parameters", "buffer."))}
-        host = {name: value.cpu() for name, value in weights.items()}  # the same tensors where they lie there already
-        generators = self._initialiser(host["parameters"], _part(host, "buffer."), members, streams)
+        host, host_rows = weights, members
+        if not self._is_on_cpu:
+            host = {name: torch.zeros((len(members), *value.shape[1:]), dtype=value.dtype) for name, value in weights.items()}
+            host_rows = np.arange(len(members))
+        self._initialiser(host["parameters"], _part(host, "buffer."), members, streams, self._generators, host_rows)
         if self.family.varies_initialisation:
-            for member, stream in zip(members.tolist(), streams, strict=True):
+            for row, stream in zip(host_rows.tolist(), streams, strict=True):
                 scale = self.family.draw_initialisation_scale(stream.family)
-                for weight in self._gradient_function.layout.views(host["parameters"][member]).values():
+                for weight in self._gradient_function.layout.views(host["parameters"][row]).values():
                     if weight.dim() >= 2:
                         weight.mul_(scale)
-        for name, value in weights.items():
-            if value.device != host[name].device:
-                value.copy_(host[name])
-        for member, generator in zip(members.tolist(), generators, strict=True):
-            self._generators[member] = generator
+        if not self._is_on_cpu:
+            for name, value in weights.items():
+                value[rows.to(self.device)] = host[name].to(self.device)
         for name, value in self.state.items():
             if name not in weights:
                 value[rows] = 0  # a diverged direction, times a rate of 0, would spoil the new weights
@@ -417,7 +419,7 @@ class Population:
         others = np.setdiff1d(np.arange(self.num_members), members)
         rows = torch.from_numpy(others)
         before = {name: value[rows] for name, value in self.state.items()}
-        generators = [self._generators[member].get_state() for member in others] if self._gradient_function.is_stochastic else []
+        generators = [self._generators.state(member) for member in others] if self._gradient_function.is_stochastic else []
         if self._member_optimizers is not None:
             self._member_optimizers.resting = frozenset(others.tolist())
         try:
@@ -428,7 +430,7 @@ class Population:
             for name, value in self.state.items():
                 value[rows] = before[name]
             for member, generator_state in zip(others, generators, strict=False):
-                self._generators[member].set_state(generator_state)
+                self._generators.set_state(member, generator_state)
 
     def losses_on(self, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """Losses ``(N,)``, float64, of the present weights on given minibatches ``(N, B, …)``, in training mode: one forward pass."""
@@ -480,7 +482,7 @@ class Population:
             "tensors": {name: value[rows] for name, value in self.state.items()},
             "optimizers": None if self._member_optimizers is None else self._member_optimizers.get_state(members),
             "steps": self.steps[members],
-            "generators": [self._generators[member].get_state() for member in members],
+            "generators": [self._generators.state(member) for member in members],
             "batches": self.batches.get_state(members),
         }
 
@@ -494,8 +496,7 @@ class Population:
             self._member_optimizers.set_state(state["optimizers"], members)
         self.steps[members] = state["steps"]
         for member, generator_state in zip(members, state["generators"], strict=True):
-            self._generators[member] = torch.Generator()
-            self._generators[member].set_state(generator_state)
+            self._generators.set_state(member, generator_state)
         self.batches.set_state(state["batches"], members)
 
     @property
@@ -559,7 +560,9 @@ class Population:
         else:  # a captured graph's results would not outlast the next member's, or the next part of an evaluation
             self._backend, self._part_backend = captured(compiled if self._compile else flat_graph), plain
         self._gradient_function = GradientFunction(self.task, self._template, self.num_members, self._engine, self._part_backend)
-        self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype)
+        # On a GPU the time of many small calls counts most: there, drawing at once is for all who have a compiler.
+        self._draws = draw_kernel() if self._compile or not self._is_on_cpu else None
+        self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype, self._draws)
         self._evaluation = self._kernel = None
         self._take_step = self._take_losses = None
 
