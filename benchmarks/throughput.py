@@ -428,7 +428,10 @@ def measure_all(options: Options) -> dict[TaskName, list[Result]]:
             results[name] = []
             for row in lines:
                 progress.update(bar, description=f"{name}: {row.name}")
-                results[name].append(measure_row(name, row, bare, limit, options, partial(progress.advance, bar)))
+                result = measure_row(name, row, bare, limit, options, partial(progress.advance, bar))
+                results[name].append(result)
+                if result.repeats:
+                    progress.console.print(f"{name}: {row.name}: {result.speed:,.0f} SGD steps/s, {result.ratio:.2f} of the bare loop")
     return results
 
 

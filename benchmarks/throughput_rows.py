@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -105,14 +106,14 @@ class Training:
 
 
 def rows_on_gpu(members: tuple[int, ...], compiled: bool) -> list[Row]:
-    """The lines of one task's table on a GPU."""
-    engines = (False, True) if compiled else (False,)
+    """The lines of one task's table on a GPU. Small populations wait for launches, compiled or not."""
     adapted = max((n for n in members if n <= 1024), default=min(members))
     return [
         Row("bare", device="cuda"),
-        *(Row("single", compiled=engine, device="cuda") for engine in engines),
-        *(Row("native", n, engine, device="cuda") for engine in engines for n in members),
-        *(Row("sb3", adapted, engine, device="cuda") for engine in engines),
+        Row("single", device="cuda"),
+        *(Row("native", n, device="cuda") for n in members),
+        *(Row("native", n, compiled, device="cuda") for n in sorted(members)[-2:] if compiled),
+        Row("sb3", adapted, device="cuda"),
     ]
 
 
@@ -215,8 +216,8 @@ def _vector_environment(task: lr_env.Task, row: Row) -> Training:
     """``gym.make_vec``: the step that resets is none of SGD."""
     arguments: dict[str, Any] = {"num_envs": row.members, "task": task, "horizon": HORIZON}
     if row.kind == "native":
-        arguments |= {"compile": row.compiled, "device": row.device, "num_threads": row.threads, "num_processes": row.processes}
-        arguments["features"] = row.features
+        arguments |= {"compile": row.compiled, "device": row.device, "num_processes": row.processes, "features": row.features}
+        arguments["num_threads"] = row.threads if row.device == "cpu" else os.cpu_count()  # there, for the draws of weights and orders
     else:
         arguments |= {"vectorization_mode": row.kind, "wrappers": [_with_one_thread]}
     if row.kind == "async":
