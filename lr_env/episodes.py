@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from torch import Tensor
 from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
 from lr_env.mdp.arrays import Array, Record, namespace
+from lr_env.mdp.recording import Recording
 from lr_env.seeding import Streams
 from lr_env.tasks import FamilySpecification, Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
@@ -212,16 +212,15 @@ class Episodes:
             compile=execution.compile,
             device=execution.device,
         )
-        # On a GPU, or compiled, a decision is one graph; else the process is faster on NumPy's arrays.
-        self._is_fused = execution.compile or self.population.device.type != "cpu"
+        # On a GPU a decision is one graph; else the process is faster on NumPy's arrays.
+        self._is_fused = self.population.device.type != "cpu"
         device = self.population.device if self._is_fused else None
         self.process = mdp.begin(len(self.population.groups), self.horizon, variant.loss_lower_bound, device)
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.table = self.process.initial(num_members)
-        self._record = self.process.record(self.table)  # views, where NumPy's passes change the table in place
+        self._recordings: dict[tuple[Any, ...], Recording] = {}
         self._graph: Any = None
-        self._second_graph: Any = None
         self._safe = SafeStates(self.population.state, self.table) if self.process.circuit_breaker else None
         if self._safe is not None and isinstance(optimizer, TorchOptimizer):
             raise ValueError("The circuit breaker can't put back an optimizer that is made by a function: use an optimizer by name.")
@@ -398,10 +397,36 @@ class Episodes:
     def _pass(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)`` and the reported rows ``(4, G, N)``."""
         population = self.population
-        after = None if work.inputs is None or work.targets is None else partial(population.losses_on, work.inputs, work.targets)
         with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
-            self._decide(self._record, work.actions.T, work.deciding, work.running, population.train, after, work.begins)
-            return self.process.observation(self.table), self.table[-NUM_REPORTED:].copy()
+            rates, momenta = self._repeated(self._choose_in, work.actions.T, work.deciding, work.running)
+            signals, after = population.train(rates, momenta), None
+            if work.inputs is not None and work.targets is not None:
+                after = population.losses_on(work.inputs, work.targets)
+            learn = self._begin_in if work.begins else self._learn_in
+            observations, reported = self._repeated(learn, signals, work.running, after)
+            return observations.copy(), reported.copy()
+
+    def _repeated(self, function: Callable[..., Any], *inputs: np.ndarray | None) -> Sequence[Any]:
+        """A function of the table and of inputs, recorded when it is first called with these of them there."""
+        key = function.__name__, *[each is None for each in inputs]
+        recording = self._recordings.get(key)
+        if recording is not None:
+            return recording(*inputs)
+        self._recordings[key] = Recording(function, self.table, *inputs)
+        return self._recordings[key].results
+
+    def _choose_in(self, table: Array, *arguments: Array) -> tuple[Array, Array | None]:
+        """:meth:`_choose` for a table."""
+        return self._choose(self.process.record(table), *arguments)
+
+    def _learn_in(self, table: Array, *arguments: Array, begins: bool = False) -> tuple[Array, Array]:
+        """:meth:`_learn` in a table; returns observations ``(N, F)`` and the reported rows ``(4, G, N)``."""
+        self._learn(self.process.record(table), *arguments, begins=begins)
+        return self.process.observation(table), table[-NUM_REPORTED:]
+
+    def _begin_in(self, table: Array, *arguments: Array) -> tuple[Array, Array]:
+        """The same where the gradient may be somebody's first."""
+        return self._learn_in(table, *arguments, begins=True)
 
     def _pass_fused(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
         """The same with process and population in one graph, which holds for first steps too; one transfer to the device and one back."""
@@ -413,31 +438,14 @@ class Episodes:
                 controls[row] = mask
         controls[-1] = population.steps
         moving = self._to_table(controls), work.inputs, work.targets
-        if population.steps_in_place and (population.has_kernel or work.inputs is None):
-            seen = self._pass_in_place(*moving)
-        else:
-            inputs, targets, indices, *others = population.batch()
-            arguments = (population.state, self.table, *moving, indices, inputs, targets, *others)
-            if self._graph is None:
-                self._graph = population.fused(self._decide_fused, arguments)
-            population.state, self.table, seen = self._graph(*arguments)
+        inputs, targets, indices, *others = population.batch()
+        arguments = (population.state, self.table, *moving, indices, inputs, targets, *others)
+        if self._graph is None:
+            self._graph = population.fused(self._decide_fused, arguments)
+        population.state, self.table, seen = self._graph(*arguments)
         values, num_seen = _to_numpy(seen), self.num_members * len(self.process.features) * self.process.num_groups
         observations = values[:num_seen].reshape(self.num_members, -1).astype(np.float32)
         return observations, values[num_seen:].reshape(NUM_REPORTED, -1, self.num_members)
-
-    def _pass_in_place(self, controls: Tensor, inputs: Tensor | None, targets: Tensor | None) -> Array:
-        """The same with the population's step in place between two graphs."""
-        population = self.population
-        if self._graph is None:
-            self._graph = population.graph(self._choose_fused, (self.table, controls))
-        self.table, rates = self._graph(self.table, controls)
-        losses, products = population.step_in_place(rates)
-        arguments = (population.state, self.table, controls, losses, products, inputs, targets)
-        if self._second_graph is None:
-            self._second_graph = population.graph(self._learn_fused, arguments)
-        changes, self.table, seen = self._second_graph(*arguments)
-        population.follow(changes)
-        return seen
 
     def _decide_fused(
         self,
@@ -452,73 +460,32 @@ class Episodes:
         *others: Tensor | None,
     ) -> tuple[State, Tensor, Tensor]:
         """The next state and table, and what :meth:`_seen` gives."""
-        following: State = {}
         actions, deciding, running, steps = _unpacked(controls)
-
-        def train(rates: Tensor, momenta: Tensor | None) -> Tensor:
-            next_state, signals = self.population.transition(state, steps, rates, momenta, inputs, targets, indices, *others)
-            following.update(next_state)
-            return signals
-
-        def losses_after() -> Tensor:
-            assert rewarded_inputs is not None and rewarded_targets is not None
-            return self.population.losses_after(following["parameters"], state, rewarded_inputs, rewarded_targets)
-
-        table = table.clone()
-        self._decide(self.process.record(table), actions, deciding, running, train, None if rewarded_inputs is None else losses_after)
+        table, losses_after = table.clone(), None
+        record = self.process.record(table)
+        rates, momenta = self._choose(record, actions, deciding, running)
+        following, signals = self.population.transition(state, steps, rates, momenta, inputs, targets, indices, *others)
+        if rewarded_inputs is not None and rewarded_targets is not None:
+            losses_after = self.population.losses_after(following["parameters"], state, rewarded_inputs, rewarded_targets)
+        self._learn(record, signals, running, losses_after)
         return following, table, self._seen(table)
-
-    def _choose_fused(self, table: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
-        """The table with the chosen rates, and these, ``(N, G)``, of the population's type."""
-        table = table.clone()
-        actions, deciding, running, _ = _unpacked(controls)
-        rates, _ = self._choose(self.process.record(table), actions, deciding, running)
-        return table, rates.to(self.population.dtype).contiguous()
-
-    def _learn_fused(
-        self, state: State, table: Tensor, controls: Tensor, losses: Tensor, products: Tensor, inputs: Tensor | None, targets: Tensor | None
-    ) -> tuple[State, Tensor, Tensor]:
-        """What changes of the population's state, the next table, and what :meth:`_seen` gives."""
-        _, _, running, steps = _unpacked(controls)
-
-        def losses_after() -> Tensor:
-            assert inputs is not None and targets is not None
-            return self.population.losses_after(state["parameters"], state, inputs, targets)
-
-        changes, signals = self.population.conclude(state, steps, losses, products)
-        table = table.clone()
-        self._learn(self.process.record(table), signals, running, None if inputs is None else losses_after)
-        return changes, table, self._seen(table)
 
     def _seen(self, table: Tensor) -> Tensor:
         """Observations ``(N, F)``, then the reported rows of the table, in one vector, float64."""
         return torch.cat([self.process.observation(table).double().flatten(), table[-NUM_REPORTED:].flatten()])
 
-    def _decide(
-        self,
-        record: Record,
-        actions: Array,
-        deciding: Array | None,
-        running: Array | None,
-        train: Callable[[Array, Array | None], Array],
-        losses_after: Callable[[], Array] | None,
-        begins: bool = True,
-    ) -> None:
-        """Action, SGD step, statistics and reward, in place.
+    def _choose(self, record: Record, actions: Array, deciding: Array | None, running: Array | None) -> tuple[Array, Array | None]:
+        """A decision's part before the SGD step, in place.
 
         Args:
             record: Of the process.
             actions: ``(A, N)``.
             deciding: Whose action is taken, booleans ``(N,)``, or None for all; the others keep their rates.
             running: Who takes a step, booleans ``(N,)``, or None for all; the others get their first gradient.
-            train: Makes the SGD step with rates ``(N, G)``, and momenta ``(N, G)`` or None, and returns its signals ``(R, G, N)``.
-            losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
-            begins: Whether the gradient may be somebody's first.
-        """
-        self._learn(record, train(*self._choose(record, actions, deciding, running)), running, losses_after, begins)
 
-    def _choose(self, record: Record, actions: Array, deciding: Array | None, running: Array | None) -> tuple[Array, Array | None]:
-        """The action's part of :meth:`_decide`: the rates ``(N, G)``, and the momenta ``(N, G)`` or None."""
+        Returns:
+            The rates ``(N, G)`` of the step, and the momenta ``(N, G)`` or None.
+        """
         process = self.process
         process.act(record, actions, deciding)
         shape = (process.num_groups, -1)
@@ -527,15 +494,23 @@ class Episodes:
             rates = namespace(actions).where(running, rates, 0.0)
         return rates.T, record["momentum"].reshape(shape).T if process.mdp.control_momentum else None
 
-    def _learn(self, record: Record, signals: Array, running: Array | None, losses_after: Callable[[], Array] | None, begins: bool = True) -> None:
-        """The rest of it, once the SGD step has given its signals ``(R, G, N)``."""
+    def _learn(self, record: Record, signals: Array, running: Array | None, losses_after: Array | None, begins: bool = True) -> None:
+        """Its part after the step: statistics and reward, in place.
+
+        Args:
+            record: Of the process.
+            signals: Of the step, ``(R, G, N)``.
+            running: As of :meth:`_choose`.
+            losses_after: The losses ``(N,)`` after the step on the batches before it, where they are rewarded.
+            begins: Whether the gradient may be somebody's first.
+        """
         process, library = self.process, namespace(signals)
         process.observe(record, signals, begins)
         diverged = process.has_diverged(record)
         if running is not None:
             diverged &= running
         if losses_after is not None:
-            process.pay(record, library.where(diverged, math.inf, losses_after()), running)
+            process.pay(record, library.where(diverged, math.inf, losses_after), running)
             reward = 1.0 * record["reward"]
             process.pay(record, record["loss"], running)
             record["reward"][:] = reward
@@ -603,11 +578,10 @@ class Episodes:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None, "_second_graph": None, "_record": None}  # graphs and views: made anew
+        return self.__dict__ | {"_graph": None, "_recordings": {}}  # made anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._record = self.process.record(self.table)
 
 
 def find_family(task: str | Mapping[str, Any] | Task | TaskFamily) -> TaskFamily:

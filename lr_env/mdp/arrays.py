@@ -22,7 +22,7 @@ Record: TypeAlias = Mapping[str, Array]
 
 def namespace(array: Array) -> Any:
     """The library of this array."""
-    return np if isinstance(array, np.ndarray) else torch
+    return torch if isinstance(array, torch.Tensor) else np
 
 
 def constant(values: Any, device: torch.device | None) -> Array:

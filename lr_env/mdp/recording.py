@@ -1,0 +1,178 @@
+"""Computations on NumPy's arrays that are recorded once and then repeated without what Python does between their operations.
+
+On small arrays an operation of NumPy takes less time than what surrounds it: names that are looked up, views and results that are made anew. A
+recording keeps its results and views in memory from one time to the next; what is left are the operations themselves.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+
+@dataclass(frozen=True)
+class _Call:
+    """``result[...] = function(*inputs)``.
+
+    Attributes:
+        function: None for the input itself.
+        inputs: Arrays and numbers.
+        result: A view of a table, or an array that is kept for this result.
+        takes_out: Whether the function writes into what it is given as ``out=``.
+    """
+
+    function: Callable[..., Any] | None
+    inputs: tuple[Any, ...]
+    result: np.ndarray
+    takes_out: bool = False
+
+    def source(self, name: Callable[[Any], str]) -> str:
+        """As a statement, with names of its parts."""
+        result, inputs = name(self.result), ", ".join(map(name, self.inputs))
+        if self.takes_out:
+            return f"{name(self.function)}({inputs}, out={result})"
+        return f"{result}[...] = {inputs if self.function is None else f'{name(self.function)}({inputs})'}"
+
+
+class Recording:
+    """What a function does with arrays, to be repeated with others of the same shapes and types; made by doing it once.
+
+    Args:
+        function: Of an array that it may change in place and of inputs, all of them :class:`Recorded`; returns a sequence of these or None.
+        table: The array, which stays where it is.
+        inputs: Arrays that are others each time; None where there is none.
+
+    Attributes:
+        results: Arrays or None, written over the next time.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Recorded | None]], table: np.ndarray, *inputs: np.ndarray | None) -> None:
+        calls: list[_Call] = []
+        self._inputs = [None if each is None else np.array(each, order="C") for each in inputs]
+        arrays = (None if each is None else Recorded(each, calls) for each in (table, *self._inputs))
+        self.results = [None if result is None else result.array for result in function(*arrays)]
+        self._repeat = _written_out(list(_without_copies(calls, [result for result in self.results if result is not None])))
+
+    def __call__(self, *inputs: np.ndarray | None) -> Sequence[Any]:
+        """Repeats it with other inputs, and returns :attr:`results`."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            if own is not None:
+                own[...] = given
+        self._repeat()
+        return self.results
+
+
+class Recorded(NDArrayOperatorsMixin):
+    """An array whose operations are carried out and recorded. What it has no method for raises an error: nothing is done unrecorded."""
+
+    def __init__(self, array: np.ndarray, calls: list[_Call]) -> None:
+        self.array, self._calls = array, calls
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Recorded] | None = None, **options: Any) -> Recorded:
+        if method != "__call__" or options:
+            raise NotImplementedError(f"{ufunc.__name__}.{method} with options {sorted(options)} is not recorded.")
+        arrays = tuple(map(_array, inputs))
+        result = ufunc(*arrays) if out is None else ufunc(*arrays, out=out[0].array)
+        return self._recorded(_Call(ufunc, arrays, result, takes_out=True))
+
+    def __array_function__(self, function: Callable[..., Any], types: Any, arguments: Any, options: Any) -> Recorded:
+        return self._apply(partial(function, **options), *arguments)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of the array."""
+        return self.array.shape
+
+    @property
+    def ndim(self) -> int:
+        """As of the array."""
+        return self.array.ndim
+
+    @property
+    def T(self) -> Recorded:  # noqa: N802  (NumPy's name)
+        """As of the array."""
+        return Recorded(self.array.T, self._calls)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, key: Any) -> Recorded:
+        return self._apply(operator.itemgetter(key), self)
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        view = self.array[key]
+        assert view.base is not None, "Only views can be written to."
+        view[...] = _array(values)
+        self._recorded(_Call(None, (_array(values),), view))
+
+    def reshape(self, *shape: int) -> Recorded:
+        """As of the array."""
+        return self._apply(lambda array: array.reshape(*shape), self)
+
+    def mean(self, axis: int) -> Recorded:
+        """As of the array."""
+        return self._apply(lambda array: array.mean(axis), self)
+
+    def astype(self, dtype: Any, order: Any) -> Recorded:
+        """As of the array."""
+        return self._recorded(_Call(None, (self.array,), self.array.astype(dtype, order)))
+
+    def take(self, indices: np.ndarray, axis: int) -> Recorded:
+        """As of the array."""
+        # With this mode NumPy writes into the result at once; that the indices are valid is known by then.
+        return self._recorded(_Call(partial(self.array.take, mode="clip"), (indices, axis), self.array.take(indices, axis), takes_out=True))
+
+    def _apply(self, function: Callable[..., Any], *inputs: Any) -> Recorded:
+        arrays = tuple(map(_array, inputs))
+        result = function(*arrays)
+        if any(np.may_share_memory(result, array) for array in arrays if isinstance(array, np.ndarray)):  # a view, which shows what changes
+            return Recorded(result, self._calls)
+        return self._recorded(_Call(function, arrays, result))
+
+    def _recorded(self, call: _Call) -> Recorded:
+        self._calls.append(call)
+        return Recorded(call.result, self._calls)
+
+
+def _array(value: Any) -> Any:
+    return value.array if isinstance(value, Recorded) else value
+
+
+def _without_copies(calls: Sequence[_Call], results: Sequence[np.ndarray]) -> Iterator[_Call]:
+    """The same calls, where what is computed only to be copied to another place is written there at once."""
+    last: _Call | None = None
+    for position, call in enumerate(calls):
+        if last is not None and call.function is None and call.inputs[0] is last.result:
+            later = [*results, *(value for following in calls[position + 1 :] for value in following.inputs)]
+            is_used = any(np.may_share_memory(last.result, each) for each in later if isinstance(each, np.ndarray))
+            if not is_used and (call.result.shape, call.result.dtype) == (last.result.shape, last.result.dtype):
+                last = replace(last, result=call.result)
+                continue
+        if last is not None:
+            yield last
+        last = call
+    if last is not None:
+        yield last
+
+
+def _written_out(calls: Sequence[_Call]) -> Callable[[], None]:
+    """A function that makes these calls, written out as source: a loop over them would take as long as some of them."""
+    scope: dict[str, Any] = {}
+    known: dict[int, str] = {}
+
+    def name(value: Any) -> str:
+        if id(value) not in known:
+            known[id(value)] = f"value_{len(known)}"
+            scope[known[id(value)]] = value
+        return known[id(value)]
+
+    statements = [call.source(name) for call in calls]
+    exec("def repeat():\n    " + "\n    ".join(["pass", *statements]), scope)
+    repeat: Callable[[], None] = scope["repeat"]
+    return repeat
