@@ -18,6 +18,7 @@ import copy
 import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,23 @@ def make_sb3_env(num_envs: int, *, seed: int | None = None, **environment_argume
     env = LearningRateVecEnv(LearningRateVectorEnv(num_envs, **environment_arguments, autoreset_mode=AutoresetMode.SAME_STEP))
     if seed is not None:
         env.seed(seed)
-    return VecMonitor(env)
+    return Monitor(env)
+
+
+class Monitor(VecMonitor):
+    """SB3's, which looks at members only where a training ends."""
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One decision of every member; what has ended tells its return, its length and the time in ``infos[i]["episode"]``."""
+        observations, rewards, ends, infos = self.venv.step_wait()
+        self.episode_returns += rewards
+        self.episode_lengths += 1
+        for member in np.flatnonzero(ends).tolist():
+            seconds = round(time.time() - self.t_start, 6)
+            infos[member]["episode"] = {"r": self.episode_returns[member], "l": self.episode_lengths[member], "t": seconds}
+            self.episode_count += 1
+            self.episode_returns[member] = self.episode_lengths[member] = 0
+        return observations, rewards, ends, infos
 
 
 class LearningRateVecEnv(VecEnv):

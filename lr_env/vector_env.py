@@ -234,17 +234,17 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             everyone = np.arange(self.num_envs) if members is None else members
             for member in everyone if recorded is None else recorded:
                 self._histories[member].append((float(losses[member]), float(rates[member, 0])))
-        values = {"loss": losses, "learning_rate": (rates[:, 0] if rates.shape[1] == 1 else rates).copy(), "step": outcome.steps}
+        values = {"loss": losses, "learning_rate": rates[:, 0] if rates.shape[1] == 1 else rates, "step": outcome.steps}
         values["diverged"] = outcome.diverged
         if self.mdp.circuit_breaker is not False:
             values["rolled_back"] = outcome.rolled_back
+        if members is None:
+            everyone = np.ones(self.num_envs, bool)
+            return values | {f"_{name}": everyone for name in values}
+        mask = np.isin(np.arange(self.num_envs), members)
         info: dict[str, Any] = {}
         for name, value in values.items():
-            if members is None:
-                info[name], info[f"_{name}"] = value, np.ones(self.num_envs, bool)
-            else:
-                mask = np.isin(np.arange(self.num_envs), members)
-                info[name], info[f"_{name}"] = np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value)), mask
+            info[name], info[f"_{name}"] = np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value)), mask
         return info
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:

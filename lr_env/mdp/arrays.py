@@ -1,7 +1,7 @@
 """One formula for NumPy and for PyTorch.
 
 The decision process is written once and runs on both: on NumPy's arrays, whose small operations cost less than PyTorch's, and on
-PyTorch's tensors, where a whole decision is compiled into one kernel or lives on a GPU. Formulas use what both libraries have under the
+PyTorch's tensors, where a whole decision is one graph on a GPU. Formulas use what both libraries have under the
 same name.
 """
 

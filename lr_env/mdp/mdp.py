@@ -255,11 +255,11 @@ class DecisionProcess:
         if array.shape != shape:
             raise ValueError(f"Actions of shape {shape[1:]} are expected for each training, {shape} in all, but {array.shape} was given.")
         values = array.astype(np.float64).reshape(num_members, -1)
-        if np.isnan(values).any():
+        clipped: np.ndarray = np.minimum(np.maximum(values, self._low), self._high)
+        if math.isnan(clipped.min()):
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")
         if isinstance(self.action_space, gym.spaces.Discrete) and (values != np.round(values)).any():
             raise ValueError(f"A discrete action must be an integer, but {actions!r} was given.")
-        clipped: np.ndarray = np.minimum(np.maximum(values, self._low), self._high)
         return clipped
 
     def _space(self) -> gym.Space[Any]:

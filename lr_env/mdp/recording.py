@@ -79,7 +79,16 @@ class Recorded(NDArrayOperatorsMixin):
             raise NotImplementedError(f"{ufunc.__name__}.{method} with options {sorted(options)} is not recorded.")
         arrays = tuple(map(_array, inputs))
         result = ufunc(*arrays) if out is None else ufunc(*arrays, out=out[0].array)
-        return self._recorded(_Call(ufunc, arrays, result, takes_out=True))
+        # A constant that lies beside each number it meets saves NumPy its conversion, and longer strides.
+        spread = (
+            value.array if isinstance(value, Recorded) else np.broadcast_to(np.asarray(value, np.float64), result.shape).copy() for value in inputs
+        )
+        return self._recorded(_Call(ufunc, tuple(spread), result, takes_out=True))
+
+    def __pow__(self, exponent: float) -> Recorded:
+        assert exponent == 2, "Of other powers NumPy's operator may take another way than its function."
+        squares: Recorded = np.square(self)
+        return squares
 
     def __array_function__(self, function: Callable[..., Any], types: Any, arguments: Any, options: Any) -> Recorded:
         return self._apply(partial(function, **options), *arguments)

@@ -25,8 +25,8 @@ FAST_HORIZON_FRACTION, SLOW_HORIZON_FRACTION = 0.01, 0.05
 AVERAGES = ("fast_loss", "slow_loss", "horizon_fast_loss", "horizon_slow_loss", "cosine_average")
 """EMAs: four of log10(ℓ − b), the last two with time constants in fractions of the horizon; the fast one of the cosine."""
 
-OTHERS = ("cosine", "log_rate", "progress", "log_horizon", "zero")
-"""Cosine between successive gradients, 0 at the first; log10 of the rate in force; age / T; log10(T) / 4; and 0."""
+OTHERS = ("log_rate", "progress", "log_horizon", "zero")
+"""log10 of the rate in force; age / T; log10(T) / 4; and 0."""
 
 LOSSES = ("loss", "validation_loss")
 LOSS_FLOOR = 1e-6
@@ -46,11 +46,12 @@ class Statistics:
     Attributes:
         needs: All signals that are used, beside the loss.
         sizes: Rows of each part, in the order of a table: ``logs`` (log10 of the R signals; of a squared norm, the
-            norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), then
-            :data:`OTHERS`, ``floors`` (of the signals), ``age`` (SGD steps since the start, −1
-            before the first), ``squared_norm`` (of the last gradient), and those of the trackers.
-        rows: Where in a table the rows of ``logs``, ``first_logs`` and ``averages`` lie: by the signals' names, with ``first_`` before the
-            name, and by :data:`AVERAGES`.
+            norm's; of the loss, log10(ℓ − b)), ``first_logs`` (the same at the first step), ``averages`` (:data:`AVERAGES`), ``averaged``
+            (what they are taken of; last the cosine between successive gradients, 0 at the first), then :data:`OTHERS`, ``floors`` (of
+            the signals), ``age`` (SGD steps since the start, −1 before the first), ``squared_norm`` (of the last gradient), and those
+            of the trackers.
+        rows: Where in a table the rows of ``logs``, ``first_logs`` and ``averages`` and the cosine lie: by the signals' names, with
+            ``first_`` before the name, by :data:`AVERAGES`, and as ``cosine``.
     """
 
     def __init__(self, needs: frozenset[str], rows: Sequence[str], horizon: int, loss_lower_bound: float, device: torch.device | None) -> None:
@@ -59,11 +60,12 @@ class Statistics:
         self.needs = needs.union(*(tracker.needs for tracker in self._trackers))
         names = signal_rows(self.needs)
         self._signals = {name: row for row, name in enumerate(names)}
-        self.sizes = {"logs": len(names), "first_logs": len(names), "averages": len(AVERAGES)} | dict.fromkeys(OTHERS, 1)
-        self.sizes |= {"floors": len(names), "age": 1, "squared_norm": 1}
+        self.sizes = {"logs": len(names), "first_logs": len(names), "averages": len(AVERAGES), "averaged": len(AVERAGES)}
+        self.sizes |= dict.fromkeys(OTHERS, 1) | {"floors": len(names), "age": 1, "squared_norm": 1}
         for tracker in self._trackers:
             self.sizes |= tracker.sizes
         self.rows = {name: row for row, name in enumerate([*names, *(f"first_{name}" for name in names), *AVERAGES])}
+        self.rows["cosine"] = len(self.rows) + len(AVERAGES) - 1
 
         of_horizon = FAST_HORIZON_FRACTION * horizon, SLOW_HORIZON_FRACTION * horizon
         time_constants = FAST_TIME_CONSTANT, SLOW_TIME_CONSTANT, *of_horizon, FAST_TIME_CONSTANT
@@ -85,8 +87,7 @@ class Statistics:
     def update(self, record: Record, signals: Array, begins: bool = True) -> None:
         """Takes in one SGD step with signals ``(R, C)``; ``begins`` says whether it may be somebody's first."""
         library = namespace(signals)
-        age, floors, averages = record["age"], record["floors"], record["averages"]
-        targets = library.zeros_like(averages)
+        age, floors, averages, averaged = record["age"], record["floors"], record["averages"], record["averaged"]
         age += 1
         excess = signals - self._offsets if self._lower_bound else signals
         is_first = None
@@ -97,16 +98,16 @@ class Statistics:
         for tracker in self._trackers:
             tracker.update(record, Observed(self._signals, signals, logs, is_first))
         record["logs"][:] = logs
-        targets[:-1] = logs[:1]
+        averaged[:-1] = logs[:1]
         if "gradient_dot_previous" in self._signals:
             squared_norm = self._row(excess, "gradient_norm_squared")
             norms = library.sqrt(squared_norm * record["squared_norm"])
             # At the first step there is no previous gradient: the product is 0.
-            targets[-1:] = self._row(excess, "gradient_dot_previous") / library.maximum(norms, self._tiny)
-            record["squared_norm"][:], record["cosine"][:] = squared_norm, targets[-1:]
-        averages += self._gains * (targets - averages)
+            averaged[-1:] = self._row(excess, "gradient_dot_previous") / library.maximum(norms, self._tiny)
+            record["squared_norm"][:] = squared_norm
+        averages += self._gains * (averaged - averages)
         if begins:
-            averages[:] = library.where(is_first, targets, averages)
+            averages[:] = library.where(is_first, averaged, averages)
             record["first_logs"][:] = library.where(is_first, logs, record["first_logs"])
         record["progress"][:] = age / self.horizon
 

@@ -36,6 +36,9 @@ SIGNALS = (
 variance of the weights of the output layer, the variance of the examples' losses, and of a fixed part of the validation split the loss,
 the variance of the outputs, and that of their change since the step before."""
 
+MEMBERS_AT_ONCE = 256
+"""Whose products are taken together on a CPU."""
+
 
 def signal_rows(names: frozenset[str]) -> list[str]:
     """The rows of the signals of a step: the loss first, then these in the order of :data:`SIGNALS`."""
@@ -90,8 +93,14 @@ class Groups:
             return self.sums(left * right)
         if len(left) == 1:  # of one vector these two operations cost less
             return (left * right).sum(1)
-        products: Tensor = torch.linalg.vector_norm(left, dim=1).square() if left is right else torch.linalg.vecdot(left, right)
-        return products
+        if left is right:
+            return torch.linalg.vector_norm(left, dim=1).square()
+        if left.is_cuda or len(left) <= MEMBERS_AT_ONCE:
+            products: Tensor = torch.linalg.vecdot(left, right)
+            return products
+        # It writes the factors' product first: of some members at a time this stays in the cache, and takes no memory that is new to the process.
+        parts = zip(left.split(MEMBERS_AT_ONCE), right.split(MEMBERS_AT_ONCE), strict=True)
+        return torch.cat([torch.linalg.vecdot(*part) for part in parts])
 
 
 @dataclass(frozen=True)
