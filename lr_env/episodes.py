@@ -419,14 +419,14 @@ class Episodes:
         """:meth:`_choose` for a table."""
         return self._choose(self.process.record(table), *arguments)
 
-    def _learn_in(self, table: Array, *arguments: Array, begins: bool = False) -> tuple[Array, Array]:
+    def _learn_in(self, table: Array, signals: Array, running: Array | None, losses_after: Array | None, begins: bool = False) -> tuple[Array, Array]:
         """:meth:`_learn` in a table; returns observations ``(N, F)`` and the reported rows ``(4, G, N)``."""
-        self._learn(self.process.record(table), *arguments, begins=begins)
+        self._learn(self.process.record(table), signals, running, losses_after, begins)
         return self.process.observation(table), table[-NUM_REPORTED:]
 
-    def _begin_in(self, table: Array, *arguments: Array) -> tuple[Array, Array]:
+    def _begin_in(self, table: Array, signals: Array, running: Array | None, losses_after: Array | None) -> tuple[Array, Array]:
         """The same where the gradient may be somebody's first."""
-        return self._learn_in(table, *arguments, begins=True)
+        return self._learn_in(table, signals, running, losses_after, begins=True)
 
     def _pass_fused(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
         """The same with process and population in one graph, which holds for first steps too; one transfer to the device and one back."""

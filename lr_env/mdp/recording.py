@@ -56,7 +56,7 @@ class Recording:
         calls: list[_Call] = []
         self._inputs = [None if each is None else np.array(each, order="C") for each in inputs]
         arrays = (None if each is None else Recorded(each, calls) for each in (table, *self._inputs))
-        self.results = [None if result is None else result.array for result in function(*arrays)]
+        self.results: Sequence[Any] = [None if result is None else result.array for result in function(*arrays)]
         self._repeat = _written_out(list(_without_copies(calls, [result for result in self.results if result is not None])))
 
     def __call__(self, *inputs: np.ndarray | None) -> Sequence[Any]:
