@@ -47,6 +47,8 @@ class Options:
     """Sizes of the models."""
     optimizers: tuple[OptimizerName, ...] = ("sgd", "momentum", "adamw")
     """What the controller steers."""
+    compiles: tuple[bool, ...] = (False, True)
+    """Whether the controller's kernel measures; see ControllerLR."""
     seconds: float = 5.0
     """Duration of the measurements of a row; 5 repeats at least."""
     output: Path = Path("results/overhead.json")
@@ -64,6 +66,7 @@ class Result:
     update: float
     gradient_pass: float
     bytes_of_memory: int
+    compiles: bool = False
     training_step: float | None = None
     """Forward, backward, controller and update."""
 
@@ -87,15 +90,15 @@ def make_optimizer(name: OptimizerName, parameters: Sequence[nn.Parameter]) -> t
     return torch.optim.SGD(parameters, 1e-3, momentum=0.9 if name == "momentum" else 0.0)
 
 
-def make_controller(name: OptimizerName, optimizer: torch.optim.Optimizer) -> ControllerLR:
+def make_controller(name: OptimizerName, optimizer: torch.optim.Optimizer, compiles: bool = False) -> ControllerLR:
     """A network of the default size; what it decides takes no matter."""
     mdp = MDP(optimizer=name, lr_max=1e-3, initial_rate=1e-3)
     num_features = mdp.begin(1, 1, 0.0).observation_space.shape
     assert num_features is not None
-    return ControllerLR(optimizer, BoundController(PolicyNetwork(num_features[0], 1), mdp), total_steps=10**6)
+    return ControllerLR(optimizer, BoundController(PolicyNetwork(num_features[0], 1), mdp), total_steps=10**6, compile=compiles)
 
 
-def measure_layers(name: OptimizerName, size: int, seconds: float) -> Result:
+def measure_layers(name: OptimizerName, size: int, seconds: float, compiles: bool = False) -> Result:
     """A row of square layers."""
     torch.set_num_threads(1)
     layers = LAYERS.get(size, 10)
@@ -103,10 +106,10 @@ def measure_layers(name: OptimizerName, size: int, seconds: float) -> Result:
     parameters = [nn.Parameter(0.01 * torch.randn(shape)) for _ in range(layers) for shape in ((width, width), (width,))]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
-    return _measure("layers", name, parameters, lambda: torch.ones(()), seconds)
+    return _measure("layers", name, parameters, lambda: torch.ones(()), seconds, compiles)
 
 
-def measure_network(name: OptimizerName, seconds: float) -> Result:
+def measure_network(name: OptimizerName, seconds: float, compiles: bool = False) -> Result:
     """The row of the convolutional network, on 128 images of 28 × 28."""
     torch.set_num_threads(1)
     network = nn.Sequential(
@@ -120,18 +123,24 @@ def measure_network(name: OptimizerName, seconds: float) -> Result:
         loss.backward()
         return loss
 
-    return _measure("cnn", name, list(network.parameters()), backward, seconds, whole=True)
+    return _measure("cnn", name, list(network.parameters()), backward, seconds, compiles, whole=True)
 
 
 def _measure(
-    model: str, name: OptimizerName, parameters: Sequence[nn.Parameter], backward: Callable[[], Tensor], seconds: float, whole: bool = False
+    model: str,
+    name: OptimizerName,
+    parameters: Sequence[nn.Parameter],
+    backward: Callable[[], Tensor],
+    seconds: float,
+    compiles: bool,
+    whole: bool = False,
 ) -> Result:
     optimizer = make_optimizer(name, parameters)
     for _ in range(2):
         loss = backward()
         optimizer.step()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    controller = make_controller(name, optimizer)
+    controller = make_controller(name, optimizer, compiles)
     for _ in range(2):
         controller.step(loss)
     memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -151,19 +160,38 @@ def _measure(
         rows.append(np.diff(times).tolist())
     passes, controlling, updating, norm = np.median(rows, axis=0).tolist()
     training_step = passes + controlling + updating if whole else None
-    return Result(model, name, len(flat), controlling, updating, norm, memory, training_step)
+    return Result(model, name, len(flat), controlling, updating, norm, memory, compiles, training_step)
 
 
 def make_table(results: Sequence[Result]) -> Table:
     """For people."""
     table = Table(title="ControllerLR: what a step costs, one thread")
-    for column in ("model", "optimizer", "parameters", "controller µs", "bound µs", "optimizer µs", "pass µs", "passes", "MB more", "of a step"):
-        table.add_column(column, justify="left" if column in ("model", "optimizer") else "right")
+    for column in (
+        "model",
+        "optimizer",
+        "compiled",
+        "parameters",
+        "controller µs",
+        "bound µs",
+        "optimizer µs",
+        "pass µs",
+        "passes",
+        "MB more",
+        "of a step",
+    ):
+        table.add_column(column, justify="left" if column in ("model", "optimizer", "compiled") else "right")
     for result in results:
         times = (f"{1e6 * value:,.0f}" for value in (result.controller, result.bound, result.update, result.gradient_pass))
         share = "" if result.training_step is None else f"{result.controller / result.training_step:.1%} of {1e3 * result.training_step:.1f} ms"
         table.add_row(
-            result.model, result.optimizer, f"{result.parameters:,}", *times, f"{result.passes:.1f}", f"{result.bytes_of_memory / 1e6:.1f}", share
+            result.model,
+            result.optimizer,
+            "yes" if result.compiles else "",
+            f"{result.parameters:,}",
+            *times,
+            f"{result.passes:.1f}",
+            f"{result.bytes_of_memory / 1e6:.1f}",
+            share,
         )
     return table
 
@@ -172,8 +200,9 @@ def main(options: Options) -> None:
     """Measures all rows, each in a process of its own, and prints a table."""
     results: list[Result] = []
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(measure_layers, name, size, options.seconds) for size in options.parameters for name in options.optimizers]
-        jobs += [pool.submit(measure_network, name, options.seconds) for name in options.optimizers]
+        rows = [(name, compiles) for name in options.optimizers for compiles in options.compiles]
+        jobs = [pool.submit(measure_layers, name, size, options.seconds, compiles) for size in options.parameters for name, compiles in rows]
+        jobs += [pool.submit(measure_network, name, options.seconds, compiles) for name, compiles in rows]
         for job in tqdm(jobs, desc="Measuring", unit=" rows"):
             results.append(job.result())  # noqa: PERF401  (one after the other, for the progress bar)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def test_the_bound_is_a_share_of_long_steps_and_passes_of_others() -> None:
 
 
 def test_the_command_writes_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(Options(parameters=(1000,), optimizers=("sgd",), seconds=0.0, output=tmp_path / "overhead.json"))
+    main(Options(parameters=(1000,), optimizers=("sgd",), compiles=(False,), seconds=0.0, output=tmp_path / "overhead.json"))
     rows = json.loads((tmp_path / "overhead.json").read_text())
     assert [(row["model"], row["optimizer"]) for row in rows] == [("layers", "sgd"), ("cnn", "sgd")]
     assert "passes" in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 A small model is measured on flat vectors ``(1, P)`` by the population's own functions, so that the numbers have the bits that they have
 there. A large one is measured in a single pass, chunk by chunk, each for a moment in the cache, by scalar products: where the direction is a sum
-of vectors that exist already, as SGD's, without making it. The same pass stores the gradient for the next step.
+of vectors that exist already, as SGD's, without making it. The same pass stores the gradient for the next step. A compiled kernel,
+:mod:`lr_env.training.loop_kernel`, does all of that at once, and of small models too.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
 from lr_env.training.gradients import ParameterLayout
+from lr_env.training.loop_kernel import SIGNALS, LoopKernel, is_known
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
 from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, signal_rows, signal_values
+from lr_env.training.tracing import require_compiler
 
 ParameterGroup: TypeAlias = Mapping[str, Any]
 """An entry of ``param_groups``."""
@@ -187,9 +190,7 @@ class Directions:
         states = [self._optimizer.state.get(parameter, {}) for parameter in parameters]
         if any(state.keys() != states[0].keys() for state in states) or any(parameter.grad is None for parameter in parameters):
             return None
-        if self._factor is not None and self._number is None:
-            self._number = self._factor.item()
-        factor, scale = 1.0 if self._number is None else self._number, self._ratios[piece.group]
+        factor, scale = self._factor_as_number(), self._ratios[piece.group]
         if isinstance(rule, SGD):
             # s (g + λ w + μ m), or with Nesterov's momentum s ((1 + μ) (g + λ w) + μ² m), where s is the group's ratio.
             momentum = rule.momentum or 0.0
@@ -206,6 +207,25 @@ class Directions:
             return None
         moments = [piece.of([state[name] for state in states], gradients) for name in _MOMENTS.values()]
         return self._terms_of_adam(rule, steps.pop() + 1, scale, factor, moments)
+
+    def products(self, kernel: LoopKernel, gradients: Sequence[Tensor], group_of: Sequence[int]) -> np.ndarray | None:
+        """What the kernel gives, with the groups of the parameters; None where it can't, and before Adam's first step."""
+        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        tensors: dict[str, Sequence[Tensor | None]] = {"gradients": gradients, "weights": self._parameters}
+        if isinstance(self.rules[0], SGD):
+            has_momentum = [bool(rule.has_momentum) for rule in self.rules]
+            tensors["first"] = [state.get("momentum_buffer") if has_momentum[i] else None for i, state in zip(group_of, states, strict=True)]
+        else:
+            for name, key in (("first", "exp_avg"), ("second", "exp_avg_sq"), ("step", "step")):
+                tensors[name] = values = [state.get(key) for state in states]
+                if not all([isinstance(value, Tensor) for value in values]):  # noqa: C419  (takes less time)
+                    return None
+        return kernel(tensors, self.rules, self._ratios, self._factor_as_number())
+
+    def _factor_as_number(self) -> float:
+        if self._factor is not None and self._number is None:
+            self._number = self._factor.item()
+        return 1.0 if self._number is None else self._number
 
     def _terms_of_adam(self, rule: Adam, step: int, scale: float, factor: float, moments: Sequence[Tensor]) -> Terms:
         """``s m / ((1 − β₁ᵗ) (√v̂ + ε)) + s λ w``, with all constant factors taken out, so that fewest operations are left."""
@@ -320,12 +340,14 @@ class LoopSignals:
         is_grouped: Whether each parameter group has signals of its own.
         by_unit_steps: Whether directions are the steps of a copy; see :class:`UnitSteps`.
         clip_norm: The norm to which the user clips the gradients afterwards; None for no clipping.
+        compile: Whether a :class:`LoopKernel` measures what it can.
 
     Attributes:
         num_groups: Groups with signals of their own.
         previous: ``gradients`` and ``directions`` of the step before ``(1, P)``, where signals need them.
 
     Raises:
+        RuntimeError: If ``compile`` is asked for and there is no C++ compiler.
         ValueError: If the parameters or the optimizer can't be measured.
     """
 
@@ -336,6 +358,7 @@ class LoopSignals:
         is_grouped: bool = False,
         by_unit_steps: bool = False,
         clip_norm: float | None = None,
+        compile: bool = False,  # noqa: A002  (torch's word)
     ) -> None:
         self._optimizer, self._names, self._clip_norm = optimizer, names, clip_norm
         chosen = [(i, parameter) for i, group in enumerate(optimizer.param_groups) for parameter in group["params"] if parameter.requires_grad]
@@ -350,8 +373,9 @@ class LoopSignals:
         if names.intersection(DIRECTION_SIGNALS):
             self.directions = (UnitSteps if by_unit_steps else Directions)(optimizer, self._parameters)
         self._whole = Piece(0, range(len(sizes)), slice(0, sum(sizes)))
-        self._is_small = sum(sizes) <= ELEMENTS_OF_SMALL_MODEL
-        self._pieces = _runs(sizes, group_of) if self._is_small else _pieces(sizes, group_of)
+        is_small = sum(sizes) <= ELEMENTS_OF_SMALL_MODEL
+        self._is_small = is_small and not compile
+        self._pieces = _runs(sizes, group_of) if is_small else _pieces(sizes, group_of)
         if self._is_small:
             layout = ParameterLayout(nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in self._parameters))
             self._groups = Groups(self._grouping if is_grouped else "global", layout, self.device)
@@ -366,6 +390,8 @@ class LoopSignals:
         self._chunk = _elements_per_chunk(self.device)
         self._gradients: list[Tensor] = []
         self._latest_gradients = self._latest_directions = self._like
+        self._group_of = group_of
+        self._kernel = self._make_kernel(sizes) if compile else None
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.
@@ -388,6 +414,9 @@ class LoopSignals:
         if self._names:
             self._gradients = [_dense_gradient(parameter) for parameter in self._parameters]
         loss = loss.to(self.device)
+        products = None if self._kernel is None else self._products(self._kernel)
+        if products is not None:
+            return self._of_products(loss, products)
         return self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
 
     def keep(self, is_valid: bool = True) -> None:
@@ -401,6 +430,37 @@ class LoopSignals:
         elif not self._is_small and not is_valid:
             for value in self.previous.values():
                 value.zero_()
+
+    def _make_kernel(self, sizes: Sequence[int]) -> LoopKernel | None:
+        """None if it doesn't know these signals or directions."""
+        if self.device.type != "cpu":
+            raise ValueError(f"compile=True makes kernels for a CPU, but the parameters lie on {self.device}: leave it out.")
+        require_compiler()
+        has_directions = isinstance(self.directions, Directions) and all(map(is_known, self.directions.rules))
+        if not self._names or not self._names.issubset(SIGNALS) or not (self.directions is None or has_directions):
+            return None
+        before = None
+        if "gradients" in self.previous:
+            starts: dict[int, int] = {}
+            for piece in self._pieces:
+                start = piece.part.start
+                for i in piece.parameters:
+                    starts.setdefault(i, start)  # of one in parts, the first part's
+                    start += sizes[i]
+            before = [self.previous["gradients"][0, starts[i] :][:size] for i, size in enumerate(sizes)]
+        return LoopKernel(sizes, self._group_of, self._group_of if self._is_grouped else [0] * len(sizes), before)
+
+    def _products(self, kernel: LoopKernel) -> np.ndarray | None:
+        if any(parameter.grad is None for parameter in self._parameters):
+            return None
+        if isinstance(self.directions, Directions):
+            return self.directions.products(kernel, self._gradients, self._group_of)
+        rules = [SGD()] * (max(self._group_of) + 1)  # any: nobody asks
+        return kernel({"gradients": self._gradients, "weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
+
+    def _of_products(self, loss: Tensor, products: np.ndarray) -> Tensor:
+        rows = [np.full(len(products), loss.item()), *(products[:, SIGNALS.index(name)] for name in self._rows[1:])]
+        return torch.from_numpy(np.array(rows)[:, :, np.newaxis])
 
     def _measure_whole(self, loss: Tensor) -> Tensor:
         nothing = self._like.view(1, 0)

@@ -1,0 +1,94 @@
+"""The signals of a training loop in a kernel of our own: with ``compile=True`` one pass over gradients, weights and the optimizer's state."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lr_env.training.optimizers import SGD, Adam, AdamW, StackedOptimizer
+
+SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
+"""What the kernel returns, in this order."""
+
+COLUMNS = ("count", "rule", "group", "gradients", "weights", "before", "first", "second", "step")
+"""Of the kernel's table: numbers, then addresses, or 0 for none."""
+
+
+class LoopKernel:
+    """The products of all parameters, of float32 on a CPU.
+
+    Args:
+        sizes: Numbers of weights of the parameters.
+        rule_of: Numbers of their optimizers' rules.
+        group_of: Numbers of the groups in which their products are added.
+        before: Where the last gradients of each are kept, which each call replaces; None for nowhere.
+    """
+
+    def __init__(self, sizes: Sequence[int], rule_of: Sequence[int], group_of: Sequence[int], before: Sequence[Tensor] | None) -> None:
+        from torch._inductor.codecache import CppCodeCache  # here, as it takes a second to import
+
+        # The header by which it sees that there are vectors comes first.
+        source = "#include <ATen/cpu/vec/vec.h>\n" + resources.files(__package__).joinpath("loop_kernel.cpp").read_text()
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self._measure = CppCodeCache.load(source).measure_loop
+        self._measure.argtypes, self._measure.restype = [integer, pointer, pointer, ctypes.c_int, pointer], None
+        self._sizes, self._ones, self._num_groups = sizes, [1] * len(sizes), max(group_of) + 1
+        self._table = np.zeros((len(sizes), len(COLUMNS)), np.int64)
+        self._table[:, :3] = np.transpose([sizes, rule_of, group_of])
+        if before is not None:
+            self._before = before  # kept alive
+            self._table[:, 5] = [tensor.data_ptr() for tensor in before]
+
+    def __call__(
+        self, tensors: Mapping[str, Sequence[Tensor | None]], rules: Sequence[StackedOptimizer], ratios: Sequence[float], factor: float
+    ) -> np.ndarray | None:
+        """:data:`SIGNALS` of each group, ``(G, 5)``; None, with nothing done, where a tensor is of another kind than the kernel's.
+
+        Args:
+            tensors: Of each parameter ``gradients`` and ``weights``, and what the optimizer keeps: as ``first`` the momentum, or None before its
+                first step; or both moments as ``first`` and ``second``, and as ``step`` the number of steps made.
+            rules: See :attr:`Directions.rules`; those for which :func:`is_known`.
+            ratios: Factors on the directions under each rule.
+            factor: On the gradients.
+        """
+        for name, of_parameters in tensors.items():
+            addresses = _addresses(of_parameters, self._ones if name == "step" else self._sizes)
+            if addresses is None:
+                return None
+            self._table[:, COLUMNS.index(name)] = addresses
+        numbers = np.array([_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)])
+        totals = np.zeros((self._num_groups, len(SIGNALS)))
+        self._measure(len(self._table), self._table.ctypes.data, numbers.ctypes.data, torch.get_num_threads(), totals.ctypes.data)
+        return totals
+
+
+def is_known(rule: StackedOptimizer) -> bool:
+    """Whether the kernel knows the directions."""
+    return isinstance(rule, SGD) or type(rule) in (Adam, AdamW)
+
+
+def _numbers(rule: StackedOptimizer, scale: float, factor: float) -> tuple[float, ...]:
+    """Of the kernel's ``Rule``."""
+    if isinstance(rule, Adam):
+        coupled, decoupled = (0.0, rule.weight_decay) if rule.is_decoupled else (rule.weight_decay, 0.0)
+        return 1.0, factor, coupled, decoupled, scale, 0.0, 0.0, rule.beta1, rule.beta2, rule.epsilon
+    assert isinstance(rule, SGD)
+    return 0.0, factor, rule.weight_decay, 0.0, scale, rule.momentum or 0.0, float(rule.nesterov), 0.0, 0.0, 0.0
+
+
+def _addresses(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> list[int] | None:
+    """Where they lie, 0 for none; None if the kernel can't read one."""
+    addresses = []
+    for tensor, size in zip(tensors, sizes, strict=True):
+        if tensor is None:
+            addresses.append(0)
+        elif tensor.dtype is torch.float32 and tensor.is_cpu and tensor.numel() == size and tensor.is_contiguous():
+            addresses.append(tensor.data_ptr())
+        else:
+            return None
+    return addresses
