@@ -76,15 +76,17 @@ class Batches:
         if is_finite:
             words = first_words(streams, "order", 2).astype(np.uint64)
             self._generators.seed(members, words[:, 0] | words[:, 1] << np.uint64(32))  # as torch_generator does
-        varies = self.input_scales is not None or self._family.varies_labels or self._examples is not None or not is_finite
-        for member, stream in zip(members.tolist(), streams, strict=True) if varies else ():
-            if self.input_scales is not None:
-                self.input_scales[member] = self._family.draw_input_scale(stream.family)
-            if self._family.varies_labels:
-                self._own_targets()[member] = self._family.draw_labels(stream.family).to(self._targets)
-            if self._examples is not None:
-                self._examples[member] = self._family.draw_examples(stream.family)
-            if not is_finite:
+        family, rows = self._family, torch.from_numpy(members).to(self._device)
+        if self.input_scales is not None:
+            self.input_scales[rows] = torch.tensor([family.draw_input_scale(stream.family) for stream in streams], dtype=torch.float64).to(
+                self.input_scales
+            )
+        if family.varies_labels:
+            self._own_targets()[rows] = torch.stack([family.draw_labels(stream.family) for stream in streams]).to(self._targets)
+        if self._examples is not None:
+            self._examples[torch.from_numpy(members)] = torch.stack([family.draw_examples(stream.family) for stream in streams])
+        if not is_finite:
+            for member, stream in zip(members.tolist(), streams, strict=True):
                 self._samplers[member] = np.random.default_rng(stream.order)
         self._begin_epochs(members)
         self._cursor[members] = 0

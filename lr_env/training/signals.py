@@ -93,10 +93,12 @@ class Groups:
             return self.sums(left * right)
         if len(left) == 1:  # of one vector these two operations cost less
             return (left * right).sum(1)
+        products: Tensor
         if left is right:
-            return torch.linalg.vector_norm(left, dim=1).square()
+            products = torch.linalg.vector_norm(left, dim=1).square()
+            return products
         if left.is_cuda or len(left) <= MEMBERS_AT_ONCE:
-            products: Tensor = torch.linalg.vecdot(left, right)
+            products = torch.linalg.vecdot(left, right)
             return products
         # It writes the factors' product first: of some members at a time this stays in the cache, and takes no memory that is new to the process.
         parts = zip(left.split(MEMBERS_AT_ONCE), right.split(MEMBERS_AT_ONCE), strict=True)
