@@ -213,7 +213,7 @@ class Episodes:
             device=execution.device,
         )
         # On a GPU a decision is one graph; else the process is faster on NumPy's arrays.
-        self._is_fused = self.population.device.type != "cpu"
+        self._is_fused, self._compiles = self.population.device.type != "cpu", execution.compile
         device = self.population.device if self._is_fused else None
         self.process = mdp.begin(len(self.population.groups), self.horizon, variant.loss_lower_bound, device)
         self.seeds: list[int] = [0] * num_members
@@ -412,7 +412,10 @@ class Episodes:
         recording = self._recordings.get(key)
         if recording is not None:
             return recording(*inputs)
-        self._recordings[key] = Recording(function, self.table, *inputs)
+        # Not worth a compiler's time where masks tell that something happens to some only.
+        has_masks = any(each is not None and each.dtype == np.bool_ for each in inputs)
+        is_compiled = self._compiles and not has_masks and function != self._begin_in
+        self._recordings[key] = Recording(function, self.table, *inputs, is_compiled=is_compiled)
         return self._recordings[key].results
 
     def _choose_in(self, table: Array, *arguments: Array) -> tuple[Array, Array | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from lr_env.mdp import FEATURE_SETS, MDP
 from lr_env.mdp.recording import Recording
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 NUM_MEMBERS, NUM_GROUPS = 5, 2
 ACTIONS: dict[str, Any] = {"relative": "relative", "residual": "residual", "cosine": {"kind": "residual", "base": "cosine"}, "rate": "rate"}
 
@@ -53,7 +56,8 @@ def test_what_cannot_be_recorded_raises(operation: Any) -> None:
 @pytest.mark.parametrize("features", FEATURE_SETS)
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_recorded_process_has_the_bits_of_the_process(features: str, action: str, masked: bool) -> None:
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_recorded_process_is_the_process(features: str, action: str, masked: bool, is_compiled: bool) -> None:
     process = MDP("momentum", features, ACTIONS[action], {"kind": "log_loss", "loss_floor": 0.01}, control_momentum=True).begin(NUM_GROUPS, 50, 0.1)
     generator = np.random.default_rng(1)
 
@@ -75,10 +79,46 @@ def test_a_recorded_process_has_the_bits_of_the_process(features: str, action: s
         with np.errstate(all="ignore"):
             expected = decide(tables[0], *inputs)
             if recording is None:
-                recording = Recording(decide, tables[1], *inputs)
+                recording = Recording(decide, tables[1], *inputs, is_compiled=is_compiled)
                 actual = recording.results
             else:
                 actual = recording(*inputs)
-        np.testing.assert_array_equal(tables[1], tables[0])
-        for one, other in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(one, other, strict=True)
+        # To the bit, but for C++'s logarithms and powers.
+        tolerance = {"rtol": 1e-12, "atol": 1e-12} if is_compiled else {"rtol": 0, "atol": 0}
+        np.testing.assert_allclose(tables[1], tables[0], **tolerance)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5 * is_compiled, atol=1e-6 * is_compiled)  # in float32
+        np.testing.assert_allclose(actual[1], expected[1], **tolerance)
+        assert [each.dtype for each in actual] == [np.float32, np.float64]
+    assert recording is not None and (type(recording._repeat) is not FunctionType) == (is_compiled and features != "solar2026")
+
+
+def numbers(table: Any, values: Any, mask: Any) -> Sequence[Any]:
+    """Operations whose formulas must know numbers that are none."""
+    table[0] = np.maximum(values, 0.5)
+    table[1] = np.minimum(values, table[3])
+    table[2] = np.fmax(values, table[3])
+    table[3] = np.fmin(table[3], values)
+    table[4] = 1.0 * ~(values <= 0.3)
+    table[5] = np.where(mask & (values > -1.0), -values, abs(values) / table[0])
+    table[6] = np.log10(values)
+    table[7] = 10.0**values
+    return table[::2], (values * table[1]).reshape(2, -1)
+
+
+@needs_compiler
+def test_formulas_know_numbers_that_are_none() -> None:
+    values = np.array([0.3, -2.0, np.nan, np.inf, -np.inf, 0.0, -0.0, 1e300])
+    tables = np.zeros((8, 8)), np.zeros((8, 8))
+    recording: Recording | None = None
+    with np.errstate(all="ignore"):
+        for shift in range(4):
+            inputs = np.roll(values, shift), values > 0
+            expected = numbers(tables[0], *inputs)
+            if recording is None:
+                recording = Recording(numbers, tables[1], *inputs, is_compiled=True)
+                actual = recording.results
+            else:
+                actual = recording(*inputs)
+            for one, other in zip([tables[1], *actual], [tables[0], *expected], strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-14)
+    assert recording is not None and type(recording._repeat) is not FunctionType

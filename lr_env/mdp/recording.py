@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from lr_env.mdp.recorded_kernel import compile_calls
+
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """``result[...] = function(*inputs)``.
 
     Attributes:
@@ -47,17 +49,21 @@ class Recording:
         function: Of an array that it may change in place and of inputs, all of them :class:`Recorded`; returns a sequence of these or None.
         table: The array, which stays where it is.
         inputs: Arrays that are others each time; None where there is none.
+        is_compiled: Whether it is repeated by a function in C++, where the operations can be.
 
     Attributes:
         results: Arrays or None, written over the next time.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Recorded | None]], table: np.ndarray, *inputs: np.ndarray | None) -> None:
-        calls: list[_Call] = []
+    def __init__(
+        self, function: Callable[..., Sequence[Recorded | None]], table: np.ndarray, *inputs: np.ndarray | None, is_compiled: bool = False
+    ) -> None:
+        calls: list[Call] = []
         self._inputs = [None if each is None else np.array(each, order="C") for each in inputs]
         arrays = (None if each is None else Recorded(each, calls) for each in (table, *self._inputs))
         self.results: Sequence[Any] = [None if result is None else result.array for result in function(*arrays)]
-        self._repeat = _written_out(list(_without_copies(calls, [result for result in self.results if result is not None])))
+        calls = list(_without_copies(calls, [result for result in self.results if result is not None]))
+        self._repeat = (compile_calls(calls) if is_compiled else None) or _written_out(calls)
 
     def __call__(self, *inputs: np.ndarray | None) -> Sequence[Any]:
         """Repeats it with other inputs, and returns :attr:`results`."""
@@ -71,7 +77,7 @@ class Recording:
 class Recorded(NDArrayOperatorsMixin):
     """An array whose operations are carried out and recorded. What it has no method for raises an error: nothing is done unrecorded."""
 
-    def __init__(self, array: np.ndarray, calls: list[_Call]) -> None:
+    def __init__(self, array: np.ndarray, calls: list[Call]) -> None:
         self.array, self._calls = array, calls
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Recorded] | None = None, **options: Any) -> Recorded:
@@ -83,7 +89,7 @@ class Recorded(NDArrayOperatorsMixin):
         spread = (
             value.array if isinstance(value, Recorded) else np.broadcast_to(np.asarray(value, np.float64), result.shape).copy() for value in inputs
         )
-        return self._recorded(_Call(ufunc, tuple(spread), result, takes_out=True))
+        return self._recorded(Call(ufunc, tuple(spread), result, takes_out=True))
 
     def __pow__(self, exponent: float) -> Recorded:
         assert exponent == 2, "Of other powers NumPy's operator may take another way than its function."
@@ -118,11 +124,14 @@ class Recorded(NDArrayOperatorsMixin):
         view = self.array[key]
         assert view.base is not None, "Only views can be written to."
         view[...] = _array(values)
-        self._recorded(_Call(None, (_array(values),), view))
+        self._recorded(Call(None, (_array(values),), view))
 
     def reshape(self, *shape: int) -> Recorded:
         """As of the array."""
-        return self._apply(lambda array: array.reshape(*shape), self)
+        result = self.array.reshape(*shape)
+        if not np.may_share_memory(result, self.array):
+            self._calls.append(Call(None, (self.array,), result.reshape(self.array.shape)))
+        return Recorded(result, self._calls)
 
     def mean(self, axis: int) -> Recorded:
         """As of the array."""
@@ -130,21 +139,21 @@ class Recorded(NDArrayOperatorsMixin):
 
     def astype(self, dtype: Any, order: Any) -> Recorded:
         """As of the array."""
-        return self._recorded(_Call(None, (self.array,), self.array.astype(dtype, order)))
+        return self._recorded(Call(None, (self.array,), self.array.astype(dtype, order)))
 
     def take(self, indices: np.ndarray, axis: int) -> Recorded:
         """As of the array."""
         # With this mode NumPy writes into the result at once; that the indices are valid is known by then.
-        return self._recorded(_Call(partial(self.array.take, mode="clip"), (indices, axis), self.array.take(indices, axis), takes_out=True))
+        return self._recorded(Call(partial(self.array.take, mode="clip"), (indices, axis), self.array.take(indices, axis), takes_out=True))
 
     def _apply(self, function: Callable[..., Any], *inputs: Any) -> Recorded:
         arrays = tuple(map(_array, inputs))
         result = function(*arrays)
         if any(np.may_share_memory(result, array) for array in arrays if isinstance(array, np.ndarray)):  # a view, which shows what changes
             return Recorded(result, self._calls)
-        return self._recorded(_Call(function, arrays, result))
+        return self._recorded(Call(function, arrays, result))
 
-    def _recorded(self, call: _Call) -> Recorded:
+    def _recorded(self, call: Call) -> Recorded:
         self._calls.append(call)
         return Recorded(call.result, self._calls)
 
@@ -153,9 +162,9 @@ def _array(value: Any) -> Any:
     return value.array if isinstance(value, Recorded) else value
 
 
-def _without_copies(calls: Sequence[_Call], results: Sequence[np.ndarray]) -> Iterator[_Call]:
+def _without_copies(calls: Sequence[Call], results: Sequence[np.ndarray]) -> Iterator[Call]:
     """The same calls, where what is computed only to be copied to another place is written there at once."""
-    last: _Call | None = None
+    last: Call | None = None
     for position, call in enumerate(calls):
         if last is not None and call.function is None and call.inputs[0] is last.result:
             later = [*results, *(value for following in calls[position + 1 :] for value in following.inputs)]
@@ -170,7 +179,7 @@ def _without_copies(calls: Sequence[_Call], results: Sequence[np.ndarray]) -> It
         yield last
 
 
-def _written_out(calls: Sequence[_Call]) -> Callable[[], None]:
+def _written_out(calls: Sequence[Call]) -> Callable[[], None]:
     """A function that makes these calls, written out as source: a loop over them would take as long as some of them."""
     scope: dict[str, Any] = {}
     known: dict[int, str] = {}
