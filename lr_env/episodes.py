@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from lr_env.checks import positive_integer
 from lr_env.mdp import MDP
 from lr_env.mdp.arrays import Array, Record, namespace
-from lr_env.mdp.recording import Recording
+from lr_env.mdp.recording import Recorder
 from lr_env.seeding import Streams
 from lr_env.tasks import FamilySpecification, Task, TaskFamily, as_family, make_task
 from lr_env.tasks.task import SplitName
@@ -213,13 +213,13 @@ class Episodes:
             device=execution.device,
         )
         # On a GPU a decision is one graph; else the process is faster on NumPy's arrays.
-        self._is_fused, self._compiles = self.population.device.type != "cpu", execution.compile
+        self._is_fused = self.population.device.type != "cpu"
         device = self.population.device if self._is_fused else None
         self.process = mdp.begin(len(self.population.groups), self.horizon, variant.loss_lower_bound, device)
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
         self.table = self.process.initial(num_members)
-        self._recordings: dict[tuple[Any, ...], Recording] = {}
+        self._recorded = Recorder(self.table, execution.compile)
         self._graph: Any = None
         self._safe = SafeStates(self.population.state, self.table) if self.process.circuit_breaker else None
         if self._safe is not None and isinstance(optimizer, TorchOptimizer):
@@ -398,25 +398,13 @@ class Episodes:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)`` and the reported rows ``(4, G, N)``."""
         population = self.population
         with np.errstate(all="ignore"):  # a diverging training overflows; what is returned is bounded
-            rates, momenta = self._repeated(self._choose_in, work.actions.T, work.deciding, work.running)
+            rates, momenta = self._recorded(self._choose_in, work.actions.T, work.deciding, work.running)
             signals, after = population.train(rates, momenta), None
             if work.inputs is not None and work.targets is not None:
                 after = population.losses_on(work.inputs, work.targets)
             learn = self._begin_in if work.begins else self._learn_in
-            observations, reported = self._repeated(learn, signals, work.running, after)
+            observations, reported = self._recorded(learn, signals, work.running, after)
             return observations.copy(), reported.copy()
-
-    def _repeated(self, function: Callable[..., Any], *inputs: np.ndarray | None) -> Sequence[Any]:
-        """A function of the table and of inputs, recorded when it is first called with these of them there."""
-        key = function.__name__, *[each is None for each in inputs]
-        recording = self._recordings.get(key)
-        if recording is not None:
-            return recording(*inputs)
-        # Not worth a compiler's time where masks tell that something happens to some only.
-        has_masks = any(each is not None and each.dtype == np.bool_ for each in inputs)
-        is_compiled = self._compiles and not has_masks and function != self._begin_in
-        self._recordings[key] = Recording(function, self.table, *inputs, is_compiled=is_compiled)
-        return self._recordings[key].results
 
     def _choose_in(self, table: Array, *arguments: Array) -> tuple[Array, Array | None]:
         """:meth:`_choose` for a table."""
@@ -581,7 +569,7 @@ class Episodes:
         return self.population.evaluate(self._subset_split, self._subset).losses
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None, "_recordings": {}}  # made anew
+        return self.__dict__ | {"_graph": None}  # made anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, load_controller
 from lr_env.mdp import MDP, DecisionProcess
+from lr_env.mdp.arrays import Array
+from lr_env.mdp.recording import Recorder
 from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
 from lr_env.mdp.statistics import Statistics
 from lr_env.pretrained import load_pretrained
@@ -147,7 +149,7 @@ class ControllerLR(LRScheduler):
         self._signals = _measuring(optimizer, self._process, self._is_grouped, clip_norm, compile)
         self._check_groups(mdp)
         self._table = self._process.initial(1)
-        self._record = self._process.record(self._table)
+        self._record, self._recorded = self._process.record(self._table), Recorder(self._table, compile)
         if self._is_grouped and initial_rate is None:
             self._begin_at(own)
         self._check_actions()
@@ -297,10 +299,13 @@ class ControllerLR(LRScheduler):
         process, age = self._process, self._record["age"]
         is_first = bool(age[0, 0] < 0)
         with np.errstate(all="ignore"):
-            process.observe(self._record, signals, is_first)
+            if is_first:
+                process.observe(self._record, signals)
+                self.observation = process.observation(self._table)
+            else:
+                self.observation = self._recorded(self._observe_in, signals)[0].copy()
             if self._breaker is not None:
                 self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
-            self.observation = process.observation(self._table)
             if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
                 action, self._state = self._bound.controller.predict(
                     self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
@@ -309,8 +314,16 @@ class ControllerLR(LRScheduler):
                     self._warn_once("The controller gave an action that is not a number: the rate falls back. Look at its weights.")
                     self._set_fallback_rates()
                     return
-                process.act(self._record, process.parse_actions(action, 1).T, None)
+                self._recorded(self._act_in, process.parse_actions(action, 1).T)
         self._set_rates()
+
+    def _observe_in(self, table: Array, signals: Array) -> tuple[Array]:
+        self._process.observe(self._process.record(table), signals, begins=False)
+        return (self._process.observation(table),)
+
+    def _act_in(self, table: Array, actions: Array) -> tuple[()]:
+        self._process.act(self._process.record(table), actions, None)
+        return ()
 
     def _go_back(self, breaker: _Breaker) -> None:
         """The safe state, at a lower rate."""

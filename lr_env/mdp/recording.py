@@ -74,6 +74,32 @@ class Recording:
         return self.results
 
 
+class Recorder:
+    """Functions of a table, each recorded when it is first called with these of its inputs there, and repeated from then on.
+
+    Args:
+        table: The array, which stays where it is.
+        is_compiled: Whether they are repeated by functions in C++, where they can be, but for those that take masks: not worth a compiler's time.
+    """
+
+    def __init__(self, table: np.ndarray, is_compiled: bool = False) -> None:
+        self._table, self._is_compiled = table, is_compiled
+        self._recordings: dict[tuple[Any, ...], Recording] = {}
+
+    def __call__(self, function: Callable[..., Any], *inputs: np.ndarray | None) -> Sequence[Any]:
+        """What a function of the table and of inputs returns: arrays or None, written over the next time."""
+        key = function.__name__, *[each is None for each in inputs]
+        recording = self._recordings.get(key)
+        if recording is not None:
+            return recording(*inputs)
+        has_masks = any(each is not None and each.dtype == np.bool_ for each in inputs)
+        recording = self._recordings[key] = Recording(function, self._table, *inputs, is_compiled=self._is_compiled and not has_masks)
+        return recording.results
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_recordings": {}}  # made anew
+
+
 class Recorded(NDArrayOperatorsMixin):
     """An array whose operations are carried out and recorded. What it has no method for raises an error: nothing is done unrecorded."""
 
