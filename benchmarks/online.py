@@ -92,8 +92,8 @@ class Options:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the results depend on."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("processes", "output")}
+        """What the results depend on; on the device only by rounding."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("device", "processes", "output")}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,17 @@ def test_a_compiled_training_goes_on_where_another_one_was(first_compiles: bool)
         assert torch.equal(*[env.episodes.population.batches.references()[2] for env in envs])  # type: ignore[union-attr]
 
 
+def test_a_pickled_compiled_training_goes_on() -> None:
+    env = LearningRateVectorEnv(2, tiny_task(horizon=40), optimizer="momentum", compile=True)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(np.zeros((2, 1)))
+    copy = pickle.loads(pickle.dumps(env))
+    for _ in range(8):
+        for one, other in zip(env.step(np.zeros((2, 1)))[:2], copy.step(np.zeros((2, 1)))[:2], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_without_a_compiler_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no compiler")

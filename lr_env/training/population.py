@@ -568,17 +568,7 @@ class Population:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in (
-            "_steps_view",
-            "_rates_view",
-            "_template",
-            "_gradient_function",
-            "_initialiser",
-            "_backend",
-            "_part_backend",
-            "_evaluation",
-            "_kernel",
-        ):
+        for name in _MADE_ANEW:
             del state[name]
         state["_take_step"] = state["_take_losses"] = None  # graphs: built anew
         return state
