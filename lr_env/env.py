@@ -160,7 +160,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``variant`` | 0 | which variant of a family is trained |
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
     | ``compile`` | False | ``True`` lets ``torch.compile``'s backend make kernels of the whole step; takes seconds at the first reset, needs a C++ compiler, and pays for long runs of many trainings |
-    | ``device`` | ``"cpu"`` | ``"cuda"``; ``"auto"`` for a GPU where there is one |
+    | ``device`` | ``"cpu"`` | ``"cuda"``, where a whole decision is one CUDA graph, which pays for hundreds of trainings and more; ``"auto"`` for a GPU where there is one |
     | ``num_threads`` | 1 | PyTorch's threads during a step, whatever the process uses otherwise; more help large populations on idle cores, and are many times slower on busy ones |
     | ``render_mode`` | None | ``"rgb_array"``: the loss and the rate so far |
 
