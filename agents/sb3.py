@@ -76,11 +76,18 @@ def make_sb3_env(num_envs: int, *, seed: int | None = None, **environment_argume
     env = LearningRateVecEnv(LearningRateVectorEnv(num_envs, **environment_arguments, autoreset_mode=AutoresetMode.SAME_STEP))
     if seed is not None:
         env.seed(seed)
-    return Monitor(env)
+    return EpisodeMonitor(env)
 
 
-class Monitor(VecMonitor):
-    """SB3's, which looks at members only where a training ends."""
+class EpisodeMonitor(VecMonitor):
+    """SB3's monitor, but looking at members only where a training ends: a loop over all takes as long as many a step.
+
+    Args:
+        venv: Of N trainings.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
 
     def step_wait(self) -> VecEnvStepReturn:
         """One decision of every member; what has ended tells its return, its length and the time in ``infos[i]["episode"]``."""
@@ -597,7 +604,7 @@ class SB3Agent:
                 raise unknown_name(f"hyperparameter of {algorithm}", name, valid)
         self.algorithm, self.environment, self.seed = algorithm, environment, check_seed(seed)
         adapter = LearningRateVecEnv(environment)
-        self._monitor = VecMonitor(adapter)
+        self._monitor = EpisodeMonitor(adapter)
         self._scale = None if num_variants is None else VariantRewardScale(self._monitor, num_variants, float(hyperparameters.get("gamma", 0.99)))
         log = None if tensorboard_log is None else os.fspath(tensorboard_log)
         try:
