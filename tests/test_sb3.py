@@ -467,7 +467,7 @@ def test_agent_refuses_foreign_checkpoints(tmp_path: Path) -> None:
 
 
 def test_benchmark_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    options = benchmark.Options(algorithms=("a2c",), seeds=(0,), steps=640, trainings=4, output=tmp_path)
+    options = benchmark.Options(algorithms=("a2c",), seeds=(0,), steps=640, trainings=16, output=tmp_path)
     benchmark.main(options)
     table = (tmp_path / "table.json").read_text()
     (row,) = json.loads(table)
