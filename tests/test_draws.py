@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lr_env import LearningRateVectorEnv
@@ -51,6 +51,7 @@ def test_orders(seeds: list[int], num_examples: int, batch_size: int, epochs: in
 
 
 @settings(deadline=None, max_examples=50)
+@example(seeds=[0], sizes=[13], low=2.0, width=float(np.float32(1e-6)))  # PyTorch leaves out the highest number, also where one is rounded to it
 @given(seeds=SEEDS, sizes=st.lists(st.integers(1, 900), min_size=1, max_size=4), low=st.floats(-3, 3, width=32), width=st.floats(0, 3, width=32))
 def test_uniform_numbers(seeds: list[int], sizes: list[int], low: float, width: float) -> None:
     generators, expected = seeded(seeds)

@@ -75,9 +75,12 @@ extern "C" void draw_uniform(int64_t count, int threads, const int64_t* rows, Tw
         words.resize(stops[step] - starts[step]);
         generators[rows[i]].draw(words.size(), words.data());
         const int64_t kept = std::min(stops[step], size) - starts[step];  // what lies behind is drawn for the generator's sake
-        const float low = lows[step], width = highs[step] - low;
+        const float low = lows[step], high = highs[step], width = high - low;
         float* target = vectors + i * size + starts[step];
-        for (int64_t j = 0; j < kept; ++j) target[j] = static_cast<float>(static_cast<int32_t>(words[j] & 0xffffffu) * (1.0 / (1 << 24)) * width + low);
+        for (int64_t j = 0; j < kept; ++j) {
+          const float value = static_cast<float>(static_cast<int32_t>(words[j] & 0xffffffu) * (1.0 / (1 << 24)) * width + low);
+          target[j] = value == high ? low : value;  // rounded up to what is not drawn
+        }
       }
     }
   }

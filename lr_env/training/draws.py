@@ -91,12 +91,13 @@ def draw_kernel() -> DrawKernel | None:
         return None
     packed, rows, seeds = np.zeros((2, WORDS + 1), np.uint32), np.arange(2), np.array([3, 2**63 + 5], np.uint64)
     kernel.seed(packed, rows, seeds)
-    vectors, orders = torch.zeros(2, 1000), torch.zeros(7, 2, 97, dtype=torch.int64)
-    kernel.uniform(packed, rows, [(0, 900, -0.3, 0.7), (900, 1300, 0.0, 1e-3)], vectors)
+    vectors, orders, narrow = torch.zeros(2, 1000), torch.zeros(7, 2, 97, dtype=torch.int64), 2 + 2.0**-20
+    kernel.uniform(packed, rows, [(0, 900, -0.3, 0.7), (900, 950, 2.0, narrow), (950, 1300, 0.0, 1e-3)], vectors)
     kernel.orders(packed, rows, rows, 700, None, orders)
     for row, seed in enumerate(seeds.tolist()):
         generator = torch.Generator().manual_seed(seed)
-        expected = torch.cat([torch.zeros(900).uniform_(-0.3, 0.7, generator=generator), torch.zeros(400).uniform_(0, 1e-3, generator=generator)])
+        ranges = (900, -0.3, 0.7), (50, 2.0, narrow), (350, 0.0, 1e-3)
+        expected = torch.cat([torch.zeros(count).uniform_(low, high, generator=generator) for count, low, high in ranges])
         order = torch.randperm(700, generator=generator)[:679].view(7, 97)
         state = _torch_state(packed[row], seed)
         if not (torch.equal(vectors[row], expected[:1000]) and torch.equal(orders[:, row], order) and torch.equal(state, generator.get_state())):
