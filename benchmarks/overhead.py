@@ -10,15 +10,17 @@ do not count.
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.kept import kept
 from benchmarks.terminal import make_console
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork
 
@@ -52,7 +55,13 @@ class Options:
     seconds: float = 5.0
     """Duration of the measurements of a row; 5 repeats at least."""
     output: Path = Path("results/overhead.json")
-    """Where the numbers go."""
+    """Where the numbers go. Until the last row is measured, a folder beside it keeps the others, so that a run that was killed goes on where it
+    stopped."""
+
+    @property
+    def folder(self) -> Path:
+        """Where an unfinished run keeps its rows."""
+        return self.output.with_suffix(".unfinished")
 
 
 @dataclass(frozen=True)
@@ -196,18 +205,34 @@ def make_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def kept_row(options: Options, size: int | None, name: OptimizerName, compiles: bool) -> Result:
+    """A row that an unfinished run has measured, else measured in a process of its own.
+
+    Args:
+        options: Of the benchmark.
+        size: Parameters of square layers; None for the convolutional network.
+        name: Of the optimizer.
+        compiles: Whether the controller's kernel measures.
+    """
+
+    def measured() -> dict[str, Any]:
+        shape = () if size is None else (size,)
+        function: Callable[..., Result] = measure_network if size is None else measure_layers
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return asdict(pool.submit(function, name, *shape, options.seconds, compiles).result())
+
+    path = options.folder / f"{size or 'cnn'}, {name}{', compiled' * compiles}.json"
+    return Result(**kept(path, {"seconds": options.seconds}, measured))
+
+
 def main(options: Options) -> None:
-    """Measures all rows, each in a process of its own, and prints a table."""
-    results: list[Result] = []
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        rows = [(name, compiles) for name in options.optimizers for compiles in options.compiles]
-        jobs = [pool.submit(measure_layers, name, size, options.seconds, compiles) for size in options.parameters for name, compiles in rows]
-        jobs += [pool.submit(measure_network, name, options.seconds, compiles) for name, compiles in rows]
-        for job in tqdm(jobs, desc="Measuring", unit=" rows"):
-            results.append(job.result())  # noqa: PERF401  (one after the other, for the progress bar)
+    """Measures all rows and prints a table; goes on where a run was killed."""
+    rows = list(itertools.product((*options.parameters, None), options.optimizers, options.compiles))
+    results = [kept_row(options, *row) for row in tqdm(rows, desc="Measuring", unit=" rows")]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     make_console().print(make_table(results))
+    shutil.rmtree(options.folder)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ thread unless they say otherwise, default features and one SGD step per action; 
 evaluations included. A row is measured between measurements of the bare loop and of a large matrix product, so that a machine whose
 speed drifts slows all alike; ratios are medians over repeats. The limit is that matrix product's rate. Peak memory per member is
 what a fresh process grows by, libraries and what is kept of the data set included; overhead is the part of an SGD step that is not
-order and gather of the data, forward, backward or update; resets are a share of the episode; seconds to compile are those from making the
+order and gather of the data, forward, backward or update, measured by turns with these alone; resets are a share of the episode, and the
+adapter's cost is measured by turns with the environment under it; seconds to compile are those from making the
 environment to the end of its first step, with an empty cache. Where the same kernels were made for an earlier row, they are few.
 """
 
@@ -16,11 +17,12 @@ import gc
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -34,6 +36,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.kept import kept
 from benchmarks.terminal import make_console
 from benchmarks.throughput_figure import Panel, draw
 from benchmarks.throughput_rows import (
@@ -87,12 +90,18 @@ class Options:
     compiled: bool = True
     """Whether compiled environments are measured, too."""
     output: Path = Path("results/throughput.json")
-    """Where the numbers go; the figure goes beside them, as a PNG."""
+    """Where the numbers go; the figure goes beside them, as a PNG. Until the last row is measured, a folder beside it keeps the others, so that a
+    run that was killed goes on where it stopped."""
+
+    @property
+    def folder(self) -> Path:
+        """Where an unfinished run keeps its rows."""
+        return self.output.with_suffix(".unfinished")
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One measurement, all in SGD steps or floating-point operations per second."""
+    """One measurement, all in SGD steps or floating-point operations per second; ``bare_speed`` is that of what it is compared with."""
 
     speed: float
     bare_speed: float
@@ -109,9 +118,16 @@ class Result:
     seconds_to_compile: float = 0.0
     bytes_per_member: float | None = None
     pure_ratio: float | None = None
-    """To the bare loop, of forward, backward and update alone."""
-    resets_per_bare_step: float | None = None
-    """Resets in the time of a step of the bare loop."""
+    """To forward, backward and update alone, measured by turns with them."""
+    resets_per_pure_step: float | None = None
+    """Resets in the time of an SGD step of forward, backward and update alone, measured by turns with them."""
+    native_ratio: float | None = None
+    """Of Stable-Baselines3's adapter to the environment under it, measured by turns with it."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """The result that :func:`dataclasses.asdict` described."""
+        return cls(**{**data, "row": Row(**data["row"]), "repeats": [Repeat(**repeat) for repeat in data["repeats"]]})
 
     @property
     def speed(self) -> float:
@@ -131,12 +147,14 @@ class Result:
     @property
     def reset_share(self) -> float | None:
         """Of an episode."""
-        return None if self.resets_per_bare_step is None else self.ratio / (self.resets_per_bare_step * HORIZON * self.row.members)
+        if self.pure_ratio is None or self.resets_per_pure_step is None:
+            return None
+        return self.pure_ratio / (self.resets_per_pure_step * HORIZON * self.row.members)
 
     @property
     def overhead_share(self) -> float | None:
         """Of a step, resets left out, what is not forward, backward or update."""
-        return None if self.pure_ratio is None or self.reset_share is None else 1 - self.ratio / self.pure_ratio / (1 - self.reset_share)
+        return None if self.pure_ratio is None or self.reset_share is None else 1 - self.pure_ratio / (1 - self.reset_share)
 
 
 @dataclass(frozen=True)
@@ -157,15 +175,8 @@ class Requirement:
 Results = Mapping[TaskName, Sequence[Result]]
 
 
-def measure(
-    training: Training,
-    bare: Training,
-    limit: Callable[[], float],
-    options: Options,
-    advance: Callable[[], object] = lambda: None,
-    clock: Clock = time.perf_counter,
-) -> list[Repeat]:
-    """Measures a row ``options.repeats`` times, or until it took ``options.longest``; ``advance`` is called after each."""
+def measure(training: Training, bare: Training, limit: Callable[[], float], options: Options, clock: Clock = time.perf_counter) -> list[Repeat]:
+    """Measures a row ``options.repeats`` times, or until it took ``options.longest``."""
     call_seconds, bare_seconds = (warm_up(warmed, options.seconds, clock) for warmed in (training, bare))
     num_calls = training.calls * max(1, round(options.seconds / (call_seconds * training.calls)))
     # Long measurements are cut into slices: all of them are near a measurement of the bare loop.
@@ -177,7 +188,6 @@ def measure(
     for _ in range(options.repeats):
         if not repeats or clock() - start < options.longest:
             repeats.append(measure_once(training, bare, limit, slices, bare_calls, clock))
-        advance()
     return repeats
 
 
@@ -211,7 +221,7 @@ def _seconds(training: Training, num_calls: int, clock: Clock) -> float:
     return clock() - start
 
 
-def measure_row(name: TaskName, row: Row, bare: Training, limit: Callable[[], float], options: Options, advance: Callable[[], object]) -> Result:
+def measure_row(name: TaskName, row: Row, bare: Training, limit: Callable[[], float], options: Options) -> Result:
     """Makes a row's environment, measures it and frees it."""
     flops = flops_per_step(make_task(name))
     if row.kind in ("dummy", "subproc", "sb3") and find_spec("stable_baselines3") is None:
@@ -221,17 +231,29 @@ def measure_row(name: TaskName, row: Row, bare: Training, limit: Callable[[], fl
     training.step()
     seconds_to_ready = time.perf_counter() - start
     try:
-        repeats = measure(training, bare, limit, options, advance)
-        pure_ratio = resets = None
+        repeats = measure(training, bare, limit, options)
+        pure_ratio = resets = native_ratio = None
         if row.is_plain or row.kind == "single":
-            resets = _ratio(measure(make_resets(training), bare, limit, options))
-            pure_ratio = _ratio(measure(make_pure_training(name, row), bare, limit, options))
+            pure = make_pure_training(name, row)
+            pure_ratio = _ratio(measure(training, pure, limit, options))
+            resets = _ratio(measure(make_resets(training), pure, limit, options))
+        elif row.kind == "sb3":
+            native = make_training(name, replace(row, kind="native"))
+            native_ratio = _ratio(measure(training, native, limit, options))
+            native.close()
     finally:
         training.close()
         del training
         gc.collect()
     memory = peak_bytes_per_member(name, row) if row.is_plain else None
-    return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_ratio, resets)
+    return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_ratio, resets, native_ratio)
+
+
+def kept_row(name: TaskName, row: Row, options: Options, measured: Callable[[], Result]) -> Result:
+    """A row that an unfinished run has measured, else what ``measured`` returns."""
+    settings = {"machine": machine(), "options": {key: value for key, value in asdict(options).items() if key not in ("output", "tasks")}}
+    path = options.folder / f"{name}, {row.name}.json"
+    return Result.from_dict(kept(path, settings, lambda: asdict(measured())))
 
 
 def _ratio(repeats: Sequence[Repeat]) -> float:
@@ -292,7 +314,7 @@ def _requirements_at_the_best(name: TaskName, measured: Mapping[Row, Result]) ->
 
 
 def _requirements_of_pairs(name: TaskName, measured: Mapping[Row, Result]) -> list[Requirement]:
-    """Of one environment against another, through the bare loops beside both."""
+    """Of one environment against another: where they were not measured by turns, through the bare loops beside both."""
 
     def against(row: Row, other: Row) -> float:
         return measured[row].ratio / measured[other].ratio
@@ -304,9 +326,8 @@ def _requirements_of_pairs(name: TaskName, measured: Mapping[Row, Result]) -> li
         best_row = max(on_two, key=lambda row: against(row, one_core[row]))
         found.append(Requirement(f"{name}: two cores against one at their best, {best_row.name}", against(best_row, one_core[best_row]), 1.7))
     for row in measured:
-        native = Row("native", row.members, row.compiled)
-        if row.kind == "sb3" and native in measured:
-            found.append(Requirement(f"{name}: {row.name}, on top of the environment", against(native, row) - 1, 0.05, is_upper=True))
+        if (ratio := measured[row].native_ratio) is not None:
+            found.append(Requirement(f"{name}: {row.name}, on top of the environment", 1 / ratio - 1, 0.05, is_upper=True))
         if row.kind in ("async", "subproc") and row.members == COMPARED:
             natives = [other for other in measured if other.kind == "native" and other.members == COMPARED]
             best = max(natives, key=lambda other: measured[other].ratio, default=None)
@@ -422,13 +443,14 @@ def measure_all(options: Options) -> dict[TaskName, list[Result]]:
     limit = matrix_product(options.device)
     results: dict[TaskName, list[Result]] = {}
     with one_thread(), empty_compiler_cache(), Progress(console=make_console(), transient=True) as progress:
-        bar = progress.add_task("", total=options.repeats * sum(map(len, chosen.values())))
+        bar = progress.add_task("", total=sum(map(len, chosen.values())))
         for name, lines in chosen.items():
             bare = make_training(name, Row("bare", device=options.device))
             results[name] = []
             for row in lines:
                 progress.update(bar, description=f"{name}: {row.name}")
-                result = measure_row(name, row, bare, limit, options, partial(progress.advance, bar))
+                result = kept_row(name, row, options, partial(measure_row, name, row, bare, limit, options))
+                progress.advance(bar)
                 results[name].append(result)
                 if result.repeats:
                     progress.console.print(f"{name}: {row.name}: {result.speed:,.0f} SGD steps/s, {result.ratio:.2f} of the bare loop")
@@ -436,7 +458,7 @@ def measure_all(options: Options) -> dict[TaskName, list[Result]]:
 
 
 def main(options: Options) -> None:
-    """Measures, prints the tables, and writes the numbers and the figure."""
+    """Measures, prints the tables, and writes the numbers and the figure; goes on where a run was killed."""
     results = measure_all(options)
     console = make_console()
     for name, measured in results.items():
@@ -447,6 +469,7 @@ def main(options: Options) -> None:
     options.output.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
     picture = options.output.with_suffix(".png")
     draw([make_panel(name, measured) for name, measured in results.items()], picture)
+    shutil.rmtree(options.folder)
     print(f"Written to {options.output} and {picture}.")
 
 

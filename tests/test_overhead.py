@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.overhead import BOUND_PASSES, BOUND_SECONDS, BOUND_SHARE, Options, Result, main, make_table, measure_layers, measure_network
+from benchmarks.overhead import BOUND_PASSES, BOUND_SECONDS, BOUND_SHARE, Options, Result, kept_row, main, make_table, measure_layers, measure_network
 
 
 def test_rows_of_layers_and_of_the_network() -> None:
@@ -34,3 +35,11 @@ def test_the_command_writes_its_numbers(tmp_path: Path, capsys: pytest.CaptureFi
     rows = json.loads((tmp_path / "overhead.json").read_text())
     assert [(row["model"], row["optimizer"]) for row in rows] == [("layers", "sgd"), ("cnn", "sgd")]
     assert "passes" in capsys.readouterr().out
+    assert not (tmp_path / "overhead.unfinished").exists()
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    options = Options(parameters=(1000,), optimizers=("sgd",), compiles=(False,), seconds=0.0, output=tmp_path / "overhead.json")
+    before = kept_row(options, 1000, "sgd", compiles=False)
+    main(options)
+    assert json.loads(options.output.read_text())[0] == dataclasses.asdict(before)
