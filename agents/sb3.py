@@ -45,6 +45,7 @@ try:
     from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
     from stable_baselines3.common.running_mean_std import RunningMeanStd
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+    from stable_baselines3.common.utils import LinearSchedule
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
     from stable_baselines3.dqn.policies import DQNPolicy
@@ -564,13 +565,14 @@ class SB3Agent:
     """A model of SB3 that is trained as :class:`agents.ddpg.DDPG` is: with a callback, and checkpoints that hold data only.
 
     A resumed training goes on as if it had never stopped, for all algorithms, on the CPU: networks, optimizers, replay memory, random
-    generators and the environment's trainings are restored. What is not: SB3's running means in its log. DQN's exploration follows the
-    planned number of steps, so that it differs if another one is planned on resuming.
+    generators and the environment's trainings are restored. What is not: SB3's running means in its log. DQN's exploration, and a learning rate
+    that falls, follow the planned number of steps, so that they differ if another one is planned on resuming.
 
     Args:
         algorithm: ``"a2c"``, ``"ddpg"``, ``"dqn"``, ``"ppo"``, ``"sac"`` or ``"td3"``.
         environment: Made with ``autoreset_mode="SameStep"``.
-        hyperparameters: Of the algorithm's constructor; None for :func:`default_hyperparameters` with the longest training.
+        hyperparameters: Of the algorithm's constructor; None for :func:`default_hyperparameters` with the longest training. ``learning_rate``
+            may be ``"lin_0.001"``, as in RL Zoo: down to 0 along a line over the planned number of steps.
         seed: Of networks, exploration, replay, and of the environment's trainings. SB3 seeds the global generators with it.
         tensorboard_log: Folder of SB3's TensorBoard logs.
         num_variants: Divides the rewards of so many variants by scales of their own, see :class:`VariantRewardScale`; None for not.
@@ -607,10 +609,11 @@ class SB3Agent:
         self._monitor = EpisodeMonitor(adapter)
         self._scale = None if num_variants is None else VariantRewardScale(self._monitor, num_variants, float(hyperparameters.get("gamma", 0.99)))
         log = None if tensorboard_log is None else os.fspath(tensorboard_log)
+        arguments = copy.deepcopy(dict(hyperparameters))
+        if isinstance(rate := arguments.get("learning_rate"), str):
+            arguments["learning_rate"] = _linear_schedule(rate)
         try:
-            self.model = kind(
-                default_policy(algorithm), self._scale or self._monitor, seed=self.seed, tensorboard_log=log, **copy.deepcopy(dict(hyperparameters))
-            )
+            self.model = kind(default_policy(algorithm), self._scale or self._monitor, seed=self.seed, tensorboard_log=log, **arguments)
         except (AssertionError, TypeError, AttributeError) as error:
             raise ValueError(f"Stable-Baselines3 refuses the hyperparameters {dict(hyperparameters)}: {error}") from error
         adapter.set_seeds(role_seeds(self.seed, Role.TRAIN, environment.num_envs))
@@ -700,6 +703,18 @@ class SB3Agent:
             torch.set_rng_state(tree["torch_generator"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
             raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this training, or is damaged: {error!r}.") from error
+
+
+def _linear_schedule(text: str) -> LinearSchedule:
+    """The schedule of a text such as "lin_0.001"."""
+    kind, _, start = text.partition("_")
+    try:
+        value = float(start)
+    except ValueError:
+        value = -1.0
+    if kind != "lin" or not 0 < value < float("inf"):
+        raise ValueError(f"learning_rate must be a number or a text such as 'lin_0.001', but {text!r} was given.")
+    return LinearSchedule(value, 0.0, 1.0)
 
 
 class _StoppedError(Exception):

@@ -99,7 +99,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | ``"relative"`` (default) | ``Box(-1, 1, (1,))`` | log η ← log η + ``max_change`` · a; ``max_change`` = 0.5 decades |
     | ``"absolute"`` | ``Box(-1, 1, (1,))`` | log-uniform over [``lr_min``, ``lr_max``] |
-    | ``"residual"`` | ``Box(-1, 1, (1,))`` | base · 10^(``decades`` · a); ``decades`` = 1.5; ``base`` is ``"sps"`` (``constant`` · (ℓ − b) / max(⟨g, u⟩, 0.1 ‖g‖ ‖u‖), ``constant`` = 0.2), or ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"`` times ``initial_rate`` |
+    | ``"residual"`` | ``Box(-1, 1, (1,))`` | base · 10^(``decades`` · a); ``decades`` = 1.5; ``base`` is ``"sps"`` (``constant`` · (ℓ − b) / max(⟨g, u⟩, 0.1 ‖g‖ ‖u‖), ``constant`` = 0.2), or ``"constant"``, ``"linear"``, ``"cosine"``, ``"step"``, ``"warmup_stable_decay"`` times ``rate``, which is ``initial_rate`` by default |
     | ``"discrete"`` | ``Discrete(2k + 1)`` | choice j: log η ← log η + ``max_change`` · (j − k) / k; ``steps`` k = 2 |
     | ``"rate"`` | ``Box(0, inf, (1,), float64)`` | the action itself; for schedules |
 

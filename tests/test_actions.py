@@ -49,11 +49,21 @@ def test_residual_actions_correct_a_schedule_anew_at_each_step(base: str) -> Non
         "linear": 1 - progress,
         "cosine": (1 + np.cos(np.pi * progress)) / 2,
         "step": np.repeat([1.0, 0.1, 0.01], [10, 5, 5]),
+        "warmup_stable_decay": np.array([0.1, *[1.0] * 16, 0.75, 0.5, 0.25]),
     }[base]
     actions = np.random.default_rng(0).uniform(-1, 1, (20, 1))
     rates = chosen_rates(make({"kind": "residual", "base": base, "decades": 0.7}, initial_rate=0.05, lr_min=1e-8), actions)
     assert rates[0] == pytest.approx(0.05)
     np.testing.assert_allclose(rates[1:], 0.05 * shape * 10 ** (0.7 * actions[:, 0]), rtol=1e-9)
+    own = chosen_rates(make({"kind": "residual", "base": base, "decades": 0.7, "rate": 0.2}, initial_rate=0.05, lr_min=1e-8), actions)
+    np.testing.assert_allclose(own[1:], 4 * rates[1:], rtol=1e-9)
+
+
+def test_a_rate_belongs_to_a_schedule() -> None:
+    with pytest.raises(ValueError, match="rate belongs to a base schedule"):
+        make_action({"kind": "residual", "rate": 0.1})
+    with pytest.raises(ValueError, match="rate must be a finite number > 0"):
+        make_action({"kind": "residual", "base": "linear", "rate": 0.0})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])

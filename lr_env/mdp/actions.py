@@ -97,8 +97,15 @@ BASE_SCHEDULES: Mapping[str, Callable[[Array], Array]] = {
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + namespace(progress).cos(math.pi * progress)) / 2,
     "step": lambda progress: 10.0 ** -(0.0 * progress + (progress >= 0.5) + (progress >= 0.75)),
+    "warmup_stable_decay": lambda progress: _lowest(0.1 + 18.0 * progress, 1 + 0 * progress, 5.0 * (1 - progress)),
 }
-"""Shapes of a base schedule: factor on the initial rate against progress in [0, 1)."""
+"""Shapes of a base schedule: factor on a rate against progress in [0, 1). The last is up from a tenth over 5 % and down to 0 over 20 %."""
+
+
+def _lowest(first: Array, *others: Array) -> Array:
+    for other in others:
+        first = namespace(first).minimum(first, other)
+    return first
 
 
 LOG_LEAST_COSINE = -1.0
@@ -112,15 +119,17 @@ class ResidualAction:
     Attributes:
         base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / max(⟨g, u⟩, 0.1 ‖g‖ ‖u‖)`` (Loizou et al. 2021; for SGD
             the denominator is ‖g‖²), which makes the action invariant to the scale of the loss and to the initial rate; or one of
-            :data:`BASE_SCHEDULES` times the initial rate. The floor of the slope is ours: momentum's direction may be nearly orthogonal to
+            :data:`BASE_SCHEDULES` times ``rate``. The floor of the slope is ours: momentum's direction may be nearly orthogonal to
             the gradient, or ascend.
         decades: Largest correction, > 0.
         constant: Factor of the Polyak step size, > 0.
+        rate: Of a schedule, > 0, whatever the initial rate is; None for the initial rate.
     """
 
     base: str = "sps"
     decades: float = 1.5
     constant: float = 0.2
+    rate: float | None = None
 
     _slope_signals: ClassVar = ("gradient_dot_direction", "gradient_norm_squared", "direction_norm_squared")
 
@@ -129,6 +138,10 @@ class ResidualAction:
             raise unknown_name("base of a residual action", self.base, ["sps", *BASE_SCHEDULES])
         _require_positive("decades", self.decades)
         _require_positive("constant", self.constant)
+        if self.rate is not None:
+            _require_positive("rate", self.rate)
+            if self.base == "sps":
+                raise ValueError(f'rate belongs to a base schedule, but base="sps" and rate={self.rate} were given. Use constant in its place.')
 
     @property
     def needs(self) -> frozenset[str]:
@@ -152,7 +165,7 @@ class ResidualAction:
             # Without a gradient there is no Polyak step size: the rate in force stays.
             return namespace(slope).where(floored <= math.log10(TINY), record["log_rate"], polyak)
         factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
-        return math.log10(rates.initial) + namespace(factor).log10(factor)
+        return math.log10(rates.initial if self.rate is None else self.rate) + namespace(factor).log10(factor)
 
 
 @dataclass(frozen=True)
