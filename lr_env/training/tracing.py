@@ -11,7 +11,7 @@ import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,10 +33,10 @@ def flat_graph(function: Function, arguments: tuple[Argument, ...]) -> Function:
     Raises:
         Exception: Whatever ``function`` or tracing raises, such as for control flow that depends on data.
     """
-    flat = _Flat(function, arguments)
-    graph = _graph(flat, arguments)
-    script_normalisations(graph)
-    return flat.bound(graph.forward)  # without the module's __call__
+    flat, graph = _scriptable(function, arguments)
+    run = flat.bound(graph.forward)  # without the module's __call__
+    run.traced = flat, graph  # type: ignore[attr-defined]  # so that it need not be traced again
+    return run
 
 
 def plain(function: Function, arguments: tuple[Argument, ...]) -> Function:
@@ -49,13 +49,11 @@ def interpreted(function: Function, arguments: tuple[Argument, ...]) -> Function
 
     Where this PyTorch has no TorchScript any more, ``function`` itself.
     """
-    flat = _Flat(function, arguments)
     example = [tensor.clone() for tensor in _tensors(arguments)]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # its deprecation, and constants that hold for these shapes
-            simple = _graph(flat, arguments)
-            script_normalisations(simple)
+            flat, simple = getattr(function, "traced", None) or _scriptable(function, arguments)
             graph = torch.jit.trace(lambda *tensors: simple.forward(*tensors), example, check_trace=False)
     except Exception:
         return plain(function, arguments)
@@ -75,7 +73,7 @@ def compiled(function: Function, arguments: tuple[Argument, ...]) -> Function:
         warnings.simplefilter("ignore")  # PyTorch's own, at the import and while it compiles
         from torch._inductor import compile  # noqa: A004  (here, as it takes a second to import)
 
-        graph = _graph(flat, arguments, tracing_mode="fake")
+        graph = _graph(flat, arguments)
         kernels = compile(graph, _tensors(arguments), options=options)  # type: ignore[arg-type]  # a list is invariant
         kernels(*_tensors(arguments))  # the wrapper is built at the first call
     return flat.bound(kernels)
@@ -188,10 +186,19 @@ class _Flat:
         return run
 
 
-def _graph(flat: _Flat, arguments: tuple[Argument, ...], tracing_mode: Literal["real", "fake"] = "real") -> torch.fx.GraphModule:
-    graph: torch.fx.GraphModule = make_fx(flat, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(*_tensors(arguments))
+def _graph(flat: _Flat, arguments: tuple[Argument, ...]) -> torch.fx.GraphModule:
+    # Fake tensors: on real ones tracing computes, too, and takes up to twice as long.
+    graph: torch.fx.GraphModule = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*_tensors(arguments))
     simplify(graph)
     return graph
+
+
+def _scriptable(function: Function, arguments: tuple[Argument, ...]) -> tuple[_Flat, torch.fx.GraphModule]:
+    """A graph that TorchScript can run, and what it is the graph of."""
+    flat = _Flat(function, arguments)
+    graph = _graph(flat, arguments)
+    script_normalisations(graph)
+    return flat, graph
 
 
 def _tensors(arguments: Sequence[Argument]) -> list[Tensor]:
