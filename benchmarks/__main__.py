@@ -18,14 +18,14 @@ from rich.table import Table
 from tqdm import tqdm
 from tyro.extras import SubcommandApp
 
-from benchmarks.analysis import summarise
-from benchmarks.contestants import enter, left_out, rivals
-from benchmarks.engine import Benchmark, Engine, LocalEngine
-from benchmarks.records import Cell, CellResult
-from benchmarks.report import print_tables, write
+from benchmarks.lr_bench.analysis import summarise
+from benchmarks.lr_bench.contestants import enter, left_out, rivals
+from benchmarks.lr_bench.engine import Benchmark, Engine, LocalEngine
+from benchmarks.lr_bench.records import Cell, CellResult
+from benchmarks.lr_bench.report import print_tables, write
+from benchmarks.lr_bench.store import Store, StoreError
+from benchmarks.lr_bench.suites import REFERENCES, SUITES, TRACKS, Suite, find_suite
 from benchmarks.statistics import paired_difference
-from benchmarks.store import Store, StoreError
-from benchmarks.suites import REFERENCES, SUITES, TRACKS, Suite, find_suite
 from benchmarks.terminal import make_console
 from lr_env.checks import positive_integer, unknown_name
 
@@ -64,7 +64,7 @@ def run(
         seeds: Reported trainings of each task, at least 2; the suite's own where not given.
         output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
         workers: Processes; one for each core, at most 8, where not given. With Ray pieces of work at a time, all that it has cores for.
-        engine: Where it is computed; with ray on a cluster, see `benchmarks/ray_engine.py` for what its machines need.
+        engine: Where it is computed; with ray on a cluster, see `benchmarks/lr_bench/ray_engine.py` for what its machines need.
         address: Of the cluster: HOST:PORT or auto; the variable RAY_ADDRESS, else this machine alone, where not given.
         replace_optimizer: Run controllers that were made for another optimizer with each track's all the same.
         controls: Run the controls of each controller that enters, too: does what it sees matter?
@@ -229,7 +229,7 @@ def make_engine(name: Literal["local", "ray"], address: str | None, workers: int
     if workers is not None:
         positive_integer("workers", workers)
     if name == "ray":
-        from benchmarks.ray_engine import RayEngine
+        from benchmarks.lr_bench.ray_engine import RayEngine
 
         return RayEngine(address, workers)
     if address is not None:

@@ -25,15 +25,15 @@ import tyro
 from rich.table import Table
 
 from benchmarks.__main__ import STORE, provenance, run_benchmark, show_problems, stored, typed_command
-from benchmarks.analysis import summarise
-from benchmarks.contestants import Contestant, FileMaker, rivals
-from benchmarks.engine import Benchmark, LocalEngine
-from benchmarks.records import Cell, CellResult, Point
-from benchmarks.report import write
+from benchmarks.lr_bench.analysis import summarise
+from benchmarks.lr_bench.contestants import Contestant, FileMaker, rivals
+from benchmarks.lr_bench.engine import Benchmark, LocalEngine
+from benchmarks.lr_bench.records import Cell, CellResult, Point
+from benchmarks.lr_bench.report import write
+from benchmarks.lr_bench.store import Store
+from benchmarks.lr_bench.suites import Suite, SuiteTask
+from benchmarks.lr_bench.summary import POLYAK, POOL, RIVAL, SHARED, Summary, TaskEntry
 from benchmarks.statistics import Interval, paired_difference
-from benchmarks.store import Store
-from benchmarks.suites import Suite, SuiteTask
-from benchmarks.summary import POLYAK, POOL, RIVAL, SHARED, Summary, TaskEntry
 from benchmarks.terminal import make_console
 from lr_env import pretrained
 from lr_env.controllers import BoundController
@@ -116,7 +116,7 @@ class SolvedBenchmark(Benchmark):
     """A benchmark in which losses below :data:`SOLVED` are all as good."""
 
     def mean_score(self, result: CellResult) -> float:
-        """See :meth:`benchmarks.engine.Benchmark.mean_score`."""
+        """See :meth:`benchmarks.lr_bench.engine.Benchmark.mean_score`."""
         return super().mean_score(floored(result))
 
 
@@ -136,14 +136,14 @@ class StartedMaker(FileMaker):
     factor: float = 1.0
 
     def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
-        """See :class:`benchmarks.contestants.Maker`."""
+        """See :class:`benchmarks.lr_bench.contestants.Maker`."""
         bound = super().__call__(optimizer, task, seeds, point)
         rates = bound.mdp.rate_range()
         initial = min(max(rates.initial * self.factor, rates.lowest), rates.highest)
         return BoundController(bound.controller, dataclasses.replace(bound.mdp, initial_rate=initial))
 
     def identity(self, point: Point) -> str:
-        """See :class:`benchmarks.contestants.Maker`."""
+        """See :class:`benchmarks.lr_bench.contestants.Maker`."""
         return f"{super().identity(point)} × {self.factor:g}"
 
 

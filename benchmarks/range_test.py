@@ -1,7 +1,7 @@
 """About which rate does a task's grid belong? A range test: the rate rises from the lowest that controllers may choose to the highest.
 
-Writes ``benchmarks/centres.json``, which is part of the suites: run it for new suites alone. The centre of a grid is half a decade below the rate
-at which the smoothed loss is lowest, as at that rate itself the loss rises already (Smith 2017, arXiv 1506.01186, reads it off a plot alike).
+Writes ``benchmarks/lr_bench/centres.json``, which is part of the suites: run it for new suites alone. The centre of a grid is half a decade below the
+rate at which the smoothed loss is lowest, as at that rate itself the loss rises already (Smith 2017, arXiv 1506.01186, reads it off a plot alike).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from agents.schedules import Schedule
 from benchmarks.baselines import GRID_STEP, rate_limits
-from benchmarks.contestants import comparable, execution
+from benchmarks.lr_bench import suites
+from benchmarks.lr_bench.contestants import comparable, execution
+from benchmarks.lr_bench.suites import SUITES, SuiteTask
 from benchmarks.runner import Runner
-from benchmarks.suites import SUITES, SuiteTask
 from benchmarks.terminal import make_console
 from lr_env.seeding import Role, role_seeds
 
-CENTRES = Path(__file__).with_name("centres.json")
+CENTRES = Path(suites.__file__).with_name("centres.json")
 TRAININGS = 4
 """Over whose rates the median is taken; of those that rivals are tuned on."""
 LONGEST = 200

@@ -39,8 +39,8 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.baselines import GRID_STARTS, GRID_STEP, RunnerCache, extended_search, grid, polyak, rate_limits, schedule_shapes
-from benchmarks.report.tables import Column as ReadmeColumn
-from benchmarks.report.tables import Table as ReadmeTable
+from benchmarks.lr_bench.report.tables import Column as ReadmeColumn
+from benchmarks.lr_bench.report.tables import Table as ReadmeTable
 from benchmarks.statistics import Difference, paired_difference
 from benchmarks.terminal import make_console
 from lr_env import __version__

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from benchmarks.records import Cell, CellResult, CellRole, Point
-from benchmarks.suites import Suite, SuiteTask
+from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.suites import Suite, SuiteTask
 
 HORIZON = 60
 CONTROLLER = "ours"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contestants import Contestant, enter
-from benchmarks.engine import Benchmark, Work
-from benchmarks.records import Cell, CellResult
-from benchmarks.store import Store
-from benchmarks.suites import SLOW_RIVALS, Suite, SuiteTask
+from benchmarks.lr_bench.contestants import Contestant, enter
+from benchmarks.lr_bench.engine import Benchmark, Work
+from benchmarks.lr_bench.records import Cell, CellResult
+from benchmarks.lr_bench.store import Store
+from benchmarks.lr_bench.suites import SLOW_RIVALS, Suite, SuiteTask
 
 LEFT_OUT = (*SLOW_RIVALS, "schedule-free", "prodigy", "normalised gradient", "random policy")
 

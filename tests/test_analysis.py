@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from benchmarks.analysis import steps_to_target, summarise
-from benchmarks.contestants import GREEDY
-from benchmarks.records import Cell, CellResult
+from benchmarks.lr_bench.analysis import steps_to_target, summarise
+from benchmarks.lr_bench.contestants import GREEDY
+from benchmarks.lr_bench.records import Cell, CellResult
+from benchmarks.lr_bench.summary import Comparison, Summary
 from benchmarks.statistics import expected_search_scores, tuning_equivalents
-from benchmarks.summary import Comparison, Summary
 from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
 
 Cells = list[tuple[Cell, CellResult]]

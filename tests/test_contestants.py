@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, rivals
-from benchmarks.engine import Work, compute
-from benchmarks.records import Cell
-from benchmarks.suites import QUICK, STANDARD
+from benchmarks.lr_bench.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, rivals
+from benchmarks.lr_bench.engine import Work, compute
+from benchmarks.lr_bench.records import Cell
+from benchmarks.lr_bench.suites import QUICK, STANDARD
 from lr_env import MDP, BoundController, PolicyNetwork, save_controller
 from tests.benchmark_runs import tiny_suite
 

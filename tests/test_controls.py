@@ -9,7 +9,7 @@ import pytest
 
 from agents import ArmijoLineSearch
 from agents.schedules import constant
-from benchmarks.controls import (
+from benchmarks.lr_bench.controls import (
     Replay,
     leave_one_out,
     mean_observations,

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import engine
-from benchmarks.contestants import GREEDY, Contestant, RuleMaker, ScheduleMaker, enter
-from benchmarks.engine import Benchmark, LocalEngine, Work, compute
-from benchmarks.records import Cell, CellResult, Point
+from benchmarks.lr_bench import engine
+from benchmarks.lr_bench.contestants import GREEDY, Contestant, RuleMaker, ScheduleMaker, enter
+from benchmarks.lr_bench.engine import Benchmark, LocalEngine, Work, compute
+from benchmarks.lr_bench.records import Cell, CellResult, Point
+from benchmarks.lr_bench.store import Store, StoreError
+from benchmarks.lr_bench.suites import SuiteTask
 from benchmarks.runner import Runner
-from benchmarks.store import Store, StoreError
-from benchmarks.suites import SuiteTask
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from tests.benchmark_runs import LEFT_OUT, FakeEngine, fake_result, make_benchmark, run_in_process, small_populations, tiny_suite

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.store import Store
-from benchmarks.suites import find_suite
+from benchmarks.lr_bench.store import Store
+from benchmarks.lr_bench.suites import find_suite
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("LR_BENCH_KILLS", "2"))
@@ -82,7 +82,7 @@ def test_the_readmes_controller_is_benchmarked_by_its_commands_from_anywhere(fol
 def test_a_second_run_takes_what_is_there_and_ends_with_the_same_table(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.engine.compute", lambda work: pytest.fail("computed again"))
+    monkeypatch.setattr("benchmarks.lr_bench.engine.compute", lambda work: pytest.fail("computed again"))
     run_here(monkeypatch, folder, *RUN)
     shown = capsys.readouterr().out
     assert "Careful" in shown
@@ -152,7 +152,7 @@ def test_numbers_that_scores_are_measured_by_are_frozen_once(
 ) -> None:
     path = tmp_path / "references.json"
     path.write_text("{}")
-    for module in ("benchmarks.suites", "benchmarks.__main__"):
+    for module in ("benchmarks.lr_bench.suites", "benchmarks.__main__"):
         monkeypatch.setattr(f"{module}.REFERENCES", path)
     run_here(monkeypatch, folder, "freeze", OUTPUT)
     [(suite, tracks)] = json.loads(path.read_text()).items()

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import make_engine
-from benchmarks.contestants import CodeMaker, ControlMaker, FileMaker, Maker, enter
-from benchmarks.engine import Benchmark, Engine, LocalEngine, Work
-from benchmarks.records import CellResult
-from benchmarks.store import Store
-from benchmarks.suites import find_suite
+from benchmarks.lr_bench.contestants import CodeMaker, ControlMaker, FileMaker, Maker, enter
+from benchmarks.lr_bench.engine import Benchmark, Engine, LocalEngine, Work
+from benchmarks.lr_bench.records import CellResult
+from benchmarks.lr_bench.store import Store
+from benchmarks.lr_bench.suites import find_suite
 from lr_env import MDP, BoundController, PolicyNetwork, save_controller
 from tests.test_engine import cells_of
 
@@ -32,8 +32,8 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from agents.ray_cluster import QUIET, connect
-from benchmarks import ray_engine
-from benchmarks.ray_engine import RayEngine, pack, unpack, versions
+from benchmarks.lr_bench import ray_engine
+from benchmarks.lr_bench.ray_engine import RayEngine, pack, unpack, versions
 from tests.ray_clusters import local_cluster
 
 LOSING_SUITE = os.environ.get("LR_BENCH_RAY_SUITE", "smoke")
@@ -200,7 +200,7 @@ def test_an_address_without_a_cluster_is_refused(address: str) -> None:
 
 def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.ray_engine")
+    monkeypatch.delitem(sys.modules, "benchmarks.lr_bench.ray_engine")
     with pytest.raises(ImportError, match=r"pip install 'lr-env\[ray\]'"):
         make_engine("ray", None, None)
 

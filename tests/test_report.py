@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.analysis import summarise
-from benchmarks.report import print_tables, words, write
-from benchmarks.report.figures import COLOURS, all_figures
-from benchmarks.report.tables import all_tables
+from benchmarks.lr_bench.analysis import summarise
+from benchmarks.lr_bench.report import print_tables, words, write
+from benchmarks.lr_bench.report.figures import COLOURS, all_figures
+from benchmarks.lr_bench.report.tables import all_tables
+from benchmarks.lr_bench.summary import Summary
 from benchmarks.statistics import Interval
-from benchmarks.summary import Summary
 from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
 
 HOSTILE = '<script>alert("1")</script> $x_1$ & {b}'

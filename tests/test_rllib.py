@@ -23,7 +23,7 @@ from ray.rllib.core.columns import Columns
 from agents import rllib
 from agents.rllib import CalmPPOModule, RunnerEnv, export_policy, linear_layers, main
 from benchmarks.__main__ import app
-from benchmarks.store import Store
+from benchmarks.lr_bench.store import Store
 from lr_env import LearningRateVectorEnv, load_controller
 from tests.ray_clusters import local_cluster
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import store as store_module
-from benchmarks.records import Cell, CellResult
-from benchmarks.store import Store, StoreError
+from benchmarks.lr_bench import store as store_module
+from benchmarks.lr_bench.records import Cell, CellResult
+from benchmarks.lr_bench.store import Store, StoreError
 from tests.benchmark_runs import fake_result
 
 CELL = Cell("tiny-1", "momentum", "wine-mlp", {"horizon": 5}, "SPS", "abc", "report", {"constant": 0.1}, (3, 7))

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.contestants import enter
-from benchmarks.suites import LOWER_METRICS, NOISE, QUICK, STANDARD, SUITES, Suite, SuiteTask, find_suite
+from benchmarks.lr_bench.contestants import enter
+from benchmarks.lr_bench.suites import LOWER_METRICS, NOISE, QUICK, STANDARD, SUITES, Suite, SuiteTask, find_suite
 from lr_env.tasks import PERPLEXITY, SQUARED_ERROR, Task
 from lr_env.tasks.datasets import is_available
 from lr_env.tasks.families import SMALL, SMALL_HELD_OUT
@@ -73,7 +73,7 @@ def test_the_quick_suite_needs_no_download() -> None:
 
 
 def test_missing_data_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.suites.is_available", lambda name: name != "mnist")
+    monkeypatch.setattr("benchmarks.lr_bench.suites.is_available", lambda name: name != "mnist")
     QUICK.check_data()
     with pytest.raises(ValueError, match=r"mnist\. Set LR_ENV_DATA"):
         STANDARD.check_data()

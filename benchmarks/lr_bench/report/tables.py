@@ -13,10 +13,24 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
-from benchmarks.analysis import SEARCHES
-from benchmarks.report.words import bases, basis, interval, number, percent, plain, probability, runs, seconds, share, short_runs, steps, track_name
+from benchmarks.lr_bench.analysis import SEARCHES
+from benchmarks.lr_bench.report.words import (
+    bases,
+    basis,
+    interval,
+    number,
+    percent,
+    plain,
+    probability,
+    runs,
+    seconds,
+    share,
+    short_runs,
+    steps,
+    track_name,
+)
+from benchmarks.lr_bench.summary import RIVAL, Summary
 from benchmarks.statistics import Interval
-from benchmarks.summary import RIVAL, Summary
 
 NAMED_TASKS = 4
 """Tasks that a row names, at most; of more it gives the number."""

@@ -21,9 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from benchmarks.report.words import bases, basis, number, percent, short_runs, track_name
+from benchmarks.lr_bench.report.words import bases, basis, number, percent, short_runs, track_name
+from benchmarks.lr_bench.summary import DEFAULT, POLYAK, POOL, RIVAL, SHARED, Comparison, Curve, Equivalents, Profile, SearchCurve, Summary
 from benchmarks.statistics import Interval
-from benchmarks.summary import DEFAULT, POLYAK, POOL, RIVAL, SHARED, Comparison, Curve, Equivalents, Profile, SearchCurve, Summary
 
 COLOURS = {
     "series-0": "#d55e00", "series-1": "#0072b2", "series-2": "#009e73", "series-3": "#a65c8a", "series-4": "#8a6a00", "series-5": "#5f6b7a",

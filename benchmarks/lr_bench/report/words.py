@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from benchmarks.contestants import COSTLY_SHAPES, GREEDY, SHAPES
+from benchmarks.lr_bench.contestants import COSTLY_SHAPES, GREEDY, SHAPES
+from benchmarks.lr_bench.summary import POLYAK, POLYAK_RIVAL, RIVAL, Basis, Comparison, Summary
 from benchmarks.statistics import Interval
-from benchmarks.summary import POLYAK, POLYAK_RIVAL, RIVAL, Basis, Comparison, Summary
 
 TRACKS = {"sgd": "SGD", "momentum": "SGD + momentum", "adam": "Adam", "adamw": "AdamW"}
 """Names of optimizers as people write them."""

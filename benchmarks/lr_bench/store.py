@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from benchmarks.records import Cell, CellResult
+from benchmarks.lr_bench.records import Cell, CellResult
 from lr_env import __version__
 
 FORMAT_VERSION = 2

@@ -12,32 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.contestants import GREEDY
-from benchmarks.records import Cell, CellResult, CellRole, Point
-from benchmarks.statistics import (
-    FEWEST_TASKS,
-    HIGHEST_SCORE,
-    LOWEST_SCORE,
-    Interval,
-    Statistic,
-    expected_search_scores,
-    hierarchical_bootstrap,
-    holm,
-    interquartile_mean,
-    leaves_score,
-    mean,
-    median_interval,
-    normalised_score,
-    paired_difference,
-    paired_p_value,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-    tuning_equivalents,
-    worst_task,
-)
-from benchmarks.suites import LOWER_METRICS, SPECIFICATIONS, Suite, SuiteTask, frozen_references
-from benchmarks.summary import (
+from benchmarks.lr_bench.contestants import GREEDY
+from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.suites import LOWER_METRICS, SPECIFICATIONS, Suite, SuiteTask, frozen_references
+from benchmarks.lr_bench.summary import (
     DEFAULT,
     HINDSIGHT,
     POLYAK,
@@ -61,6 +39,28 @@ from benchmarks.summary import (
     Summary,
     TaskEntry,
     TaskReferences,
+)
+from benchmarks.statistics import (
+    FEWEST_TASKS,
+    HIGHEST_SCORE,
+    LOWEST_SCORE,
+    Interval,
+    Statistic,
+    expected_search_scores,
+    hierarchical_bootstrap,
+    holm,
+    interquartile_mean,
+    leaves_score,
+    mean,
+    median_interval,
+    normalised_score,
+    paired_difference,
+    paired_p_value,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+    tuning_equivalents,
+    worst_task,
 )
 
 OPPONENTS = (RIVAL, POLYAK_RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)

@@ -26,11 +26,11 @@ import torch
 
 from agents.rules import AttachedRule
 from benchmarks.baselines import SideBySide
-from benchmarks.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, in_words, trainings_of_control
-from benchmarks.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, in_words, trainings_of_control
+from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.store import Store, StoreError
+from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.runner import Result, Runner
-from benchmarks.store import Store, StoreError
-from benchmarks.suites import Suite, SuiteTask
 from lr_env.controllers import BoundController, Controller
 from lr_env.seeding import Role, role_seeds
 
@@ -51,7 +51,7 @@ class Work:
 
     Attributes:
         task: Of all cells.
-        examples: See :class:`benchmarks.suites.Suite`.
+        examples: See :class:`benchmarks.lr_bench.suites.Suite`.
         cells: Of the same role and number of seeds, each with other trainings.
         makers: Their controllers' makers.
     """
@@ -248,7 +248,7 @@ class _Search:
         contestant: Who is tuned.
         track: The optimizer's name.
         tasks: One, or those that share the point.
-        choices: See :class:`benchmarks.contestants.Grid`.
+        choices: See :class:`benchmarks.lr_bench.contestants.Grid`.
     """
 
     contestant: Contestant
@@ -302,7 +302,7 @@ class Benchmark:
 
     Args:
         suite: What they are run on.
-        contestants: Rivals and controllers, see :func:`benchmarks.contestants.enter`.
+        contestants: Rivals and controllers, see :func:`benchmarks.lr_bench.contestants.enter`.
         store: Where results are kept.
         engine: Where they are computed.
         show: Called with what was done, its estimated cost, in seconds of one core, and what further cost has become known.

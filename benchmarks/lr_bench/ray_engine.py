@@ -8,7 +8,7 @@ contestants:
   where ``my_module.py`` lies in the present folder. Every other module must be installed on the nodes; what the code itself opens must lie there;
 - ``LR_ENV_DATA``, where it is set: the nodes need the data at the same place.
 
-Work whose worker or node is lost is begun again by :class:`benchmarks.engine.Benchmark`.
+Work whose worker or node is lost is begun again by :class:`benchmarks.lr_bench.engine.Benchmark`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 import agents
 import benchmarks
 import lr_env
-from benchmarks.contestants import CodeMaker, ControlMaker, FileMaker, Maker
-from benchmarks.engine import Work, compute
-from benchmarks.records import CellResult
+from benchmarks.lr_bench.contestants import CodeMaker, ControlMaker, FileMaker, Maker
+from benchmarks.lr_bench.engine import Work, compute
+from benchmarks.lr_bench.records import CellResult
 
 try:
     import ray
@@ -61,7 +61,7 @@ class RayEngine:
         self.slots = self._count_slots()
 
     def submit(self, work: Work) -> Future[list[CellResult]]:
-        """See :class:`benchmarks.engine.Engine`."""
+        """See :class:`benchmarks.lr_bench.engine.Engine`."""
         self.slots = self._count_slots()  # nodes come and go
         packed, files = pack(work)
         future: Future[list[CellResult]] = Future()
@@ -90,7 +90,7 @@ def _settle(future: Future[list[CellResult]], done: Future[Any]) -> None:
 
 
 def _compute(work: Work, files: Mapping[str, bytes], expected: Mapping[str, str]) -> list[CellResult]:
-    """On a worker: see :func:`benchmarks.engine.compute`.
+    """On a worker: see :func:`benchmarks.lr_bench.engine.compute`.
 
     Raises:
         ImportError: If versions are not the driver's.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from benchmarks.records import CellRole
+from benchmarks.lr_bench.records import CellRole
 from benchmarks.statistics import Interval
 
 RIVAL = "tuned per task"

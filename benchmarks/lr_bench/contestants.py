@@ -36,12 +36,12 @@ import numpy as np
 
 from agents import optimizers, schedules
 from agents.rules import ArmijoLineSearch, GreedyBranching, HypergradientDescent, NormalisedGradient, StochasticPolyak
-from benchmarks import controls
 from benchmarks.baselines import GRID_POINTS, GRID_STEP, RandomController, SideBySide, rate_limits
-from benchmarks.records import Point
+from benchmarks.lr_bench import controls
+from benchmarks.lr_bench.records import Point
+from benchmarks.lr_bench.suites import Suite, SuiteTask
+from benchmarks.lr_bench.summary import POLYAK, POLYAK_RIVAL
 from benchmarks.runner import Runner
-from benchmarks.suites import Suite, SuiteTask
-from benchmarks.summary import POLYAK, POLYAK_RIVAL
 from lr_env.checks import unknown_name
 from lr_env.controllers import BoundController, load_controller
 from lr_env.episodes import Execution
@@ -351,7 +351,7 @@ class CodeMaker:
 
 @dataclass(frozen=True)
 class ControlMaker:
-    """What is left of a controller that doesn't see its training; see :mod:`benchmarks.controls`.
+    """What is left of a controller that doesn't see its training; see :mod:`benchmarks.lr_bench.controls`.
 
     Attributes:
         base: Makes the controller.

@@ -8,13 +8,13 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from benchmarks.report import words
-from benchmarks.report.figures import COLOURS, Figure, all_figures, contestants_drawn
-from benchmarks.report.tables import all_tables
-from benchmarks.summary import DEFAULT, HINDSIGHT, POOL, RIVAL, Summary
+from benchmarks.lr_bench.report import words
+from benchmarks.lr_bench.report.figures import COLOURS, Figure, all_figures, contestants_drawn
+from benchmarks.lr_bench.report.tables import all_tables
+from benchmarks.lr_bench.summary import DEFAULT, HINDSIGHT, POOL, RIVAL, Summary
 
 _ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader("benchmarks.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.PackageLoader("benchmarks.lr_bench.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
 )
 
 

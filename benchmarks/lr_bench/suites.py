@@ -70,7 +70,7 @@ class SuiteTask:
         variant: Of the family; None for a task.
         batch_size: In place of the task's own; None for that.
         examples: Of each split, that final losses and metrics are taken over; None for the suite's number. A sequence makes many predictions.
-        is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.contestants`.
+        is_costly: Whether only the commonest schedules and SPS are tuned on it; see :mod:`benchmarks.lr_bench.contestants`.
         side_by_side: Trainings at once, which bounds the memory.
         microseconds: Of one core, for one SGD step of one training, about, as the next; only the remaining time is estimated with them.
         evaluation: Milliseconds of one core, for one evaluation of one training.
