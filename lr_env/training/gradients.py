@@ -332,7 +332,9 @@ class EvaluationFunction:
         self._task, self._model, self._layout, self._batched, self._backend = task, model, layout, batched, backend
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}  # None for what cannot be traced
 
-    def __call__(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None) -> Tensor:
+    def __call__(
+        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None, measures: bool = True
+    ) -> Tensor:
         """Sums over examples, ``(N, 1 + K)``: observed loss and the metric's values (one 0 where the task has none).
 
         Args:
@@ -341,18 +343,20 @@ class EvaluationFunction:
             inputs: ``(M, …)``.
             targets: ``(M, …)``.
             input_scales: Factors ``(N,)`` on the inputs, or None.
+            measures: Whether the metric is taken; else it is 0.
         """
+        sums = self._sums if measures else self._loss_sums
         if self._batched:
-            function = vmap(self._sums, in_dims=(0, 0, None, None, None if input_scales is None else 0))
-            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales))
+            function = vmap(sums, in_dims=(0, 0, None, None, None if input_scales is None else 0))
+            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), measures)
         rows = []
         for i in range(len(parameters)):
             scale = None if input_scales is None else input_scales[i]
-            rows.append(self._run(self._sums, (parameters[i], _clone(buffers, i), inputs, targets, scale)))
+            rows.append(self._run(sums, (parameters[i], _clone(buffers, i), inputs, targets, scale), measures))
         return torch.stack(rows)
 
-    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...]) -> Tensor:
-        key = tuple(argument.shape if isinstance(argument, Tensor) else None for argument in arguments)
+    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], measures: bool) -> Tensor:
+        key = (measures, *(argument.shape if isinstance(argument, Tensor) else None for argument in arguments))
         with torch.no_grad():
             known = self._graphs.get(key)
             if known is not None:
@@ -376,14 +380,19 @@ class EvaluationFunction:
         except Exception:  # control flow that depends on data: the model is run as it is, every time
             return None
 
-    def _sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None) -> Tensor:
+    def _loss_sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None) -> Tensor:
+        return self._sums(parameters, buffers, inputs, targets, input_scale, measures=False)
+
+    def _sums(
+        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None, measures: bool = True
+    ) -> Tensor:
         if input_scale is not None:
             inputs = inputs * input_scale
         outputs = functional_call(self._model, {**self._layout.views(parameters), **buffers}, (inputs,))
         loss = self._task.loss if self._task.observed_loss is None else self._task.observed_loss
         assert callable(loss)
         sums = loss(outputs, targets).sum()
-        metric = torch.zeros_like(sums) if self._task.metric is None else self._task.metric.function(outputs, targets).sum(0)
+        metric = self._task.metric.function(outputs, targets).sum(0) if measures and self._task.metric is not None else torch.zeros_like(sums)
         return torch.cat([sums.view(1), metric.view(-1)])
 
 
