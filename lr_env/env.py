@@ -129,8 +129,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     ## Starting state
 
     ``reset(seed=s)`` seeds separate streams for the weights, the data order, the family's draws and the initial rate.
-    ``reset()`` without a seed continues with the next training of the same seed. The starting rate is ``initial_rate``, off by
-    ``10**u``, u uniform in ± ``initial_rate_decades`` (0 by default).
+    ``reset()`` without a seed continues with the next training of the same seed. The starting rate, and with it the
+    schedule that a residual action corrects, is off by ``10**u``, u uniform in ± ``initial_rate_decades`` (0 by default).
 
     ## Episode end
 

@@ -59,6 +59,19 @@ def test_residual_actions_correct_a_schedule_anew_at_each_step(base: str) -> Non
     np.testing.assert_allclose(own[1:], 4 * rates[1:], rtol=1e-9)
 
 
+def test_a_schedule_is_off_by_what_its_trainings_start_is_off() -> None:
+    options: dict[str, Any] = {"initial_rate": 0.05, "lr_min": 1e-8, "lr_max": 1e8}
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, 1))
+    for action in ({"kind": "residual", "base": "linear"}, {"kind": "residual", "base": "linear", "rate": 0.2}):
+        exact, off = chosen_rates(make(action, **options), actions), chosen_rates(make(action, **options, initial_rate_decades=1.0), actions)
+        assert 0.1 < off[0] / exact[0] < 10 and off[0] != exact[0]
+        np.testing.assert_allclose(off, exact * (off[0] / exact[0]), rtol=1e-9)
+    polyak = {"kind": "residual"}
+    np.testing.assert_array_equal(
+        chosen_rates(make(polyak, **options), actions)[1:], chosen_rates(make(polyak, **options, initial_rate_decades=1.0), actions)[1:]
+    )
+
+
 def test_a_rate_belongs_to_a_schedule() -> None:
     with pytest.raises(ValueError, match="rate belongs to a base schedule"):
         make_action({"kind": "residual", "rate": 0.1})

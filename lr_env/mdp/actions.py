@@ -119,8 +119,8 @@ class ResidualAction:
     Attributes:
         base: ``"sps"`` for the stochastic Polyak step size ``constant · (ℓ − b) / max(⟨g, u⟩, 0.1 ‖g‖ ‖u‖)`` (Loizou et al. 2021; for SGD
             the denominator is ‖g‖²), which makes the action invariant to the scale of the loss and to the initial rate; or one of
-            :data:`BASE_SCHEDULES` times ``rate``. The floor of the slope is ours: momentum's direction may be nearly orthogonal to
-            the gradient, or ascend.
+            :data:`BASE_SCHEDULES` times ``rate``, off by what a training's start is off. The floor of the slope is ours: momentum's direction
+            may be nearly orthogonal to the gradient, or ascend.
         decades: Largest correction, > 0.
         constant: Factor of the Polyak step size, > 0.
         rate: Of a schedule, > 0, whatever the initial rate is; None for the initial rate.
@@ -165,7 +165,8 @@ class ResidualAction:
             # Without a gradient there is no Polyak step size: the rate in force stays.
             return namespace(slope).where(floored <= math.log10(TINY), record["log_rate"], polyak)
         factor = BASE_SCHEDULES[self.base](abs(record["age"]) / statistics.horizon) + 1e-12  # a schedule may end at 0
-        return math.log10(rates.initial if self.rate is None else self.rate) + namespace(factor).log10(factor)
+        base = math.log10(rates.initial if self.rate is None else self.rate) + namespace(factor).log10(factor)
+        return base + record["rate_offset"] if "rate_offset" in record else base
 
 
 @dataclass(frozen=True)

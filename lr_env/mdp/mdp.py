@@ -24,9 +24,9 @@ from lr_env.mdp.statistics import Statistics
 from lr_env.mdp.trackers import TINY
 from lr_env.training import OptimizerSpecification, check_groups, make_optimizer
 
-ON_REQUEST = ("momentum", "momentum_decades", "previous_action", "log_base_rate", "depth")
+ON_REQUEST = ("momentum", "momentum_decades", "previous_action", "log_base_rate", "depth", "rate_offset")
 """Rows that a process keeps where features or actions use them: the momentum in force and −log10(1 − μ), the action that was taken last,
-log10 of the action's base rate, and where the group stands among all, from 0 to 1."""
+log10 of the action's base rate, where the group stands among all, from 0 to 1, and decades by which a training's start is off."""
 
 ALWAYS = ("potential", "first_excess", "loss", "reward", "diverged", "rates")
 HIGHEST_MOMENTUM = 0.9999
@@ -47,7 +47,8 @@ class MDP:
         lr_min: Lowest rate; None for the optimizer's default.
         lr_max: Highest rate; None for the optimizer's default.
         initial_rate: Rate before the first decision; None for the optimizer's default.
-        initial_rate_decades: Each training starts ``10**u`` off the initial rate, u uniform in ± this number; in [0, 4].
+        initial_rate_decades: Each training starts ``10**u`` off the initial rate, u uniform in ± this number; in [0, 4]. So does the schedule that
+            a residual action corrects.
         lr_groups: Parameter groups with rates of their own; see :func:`lr_env.training.parameter_groups`.
         control_momentum: Whether the momentum (or β₁) is chosen too, by a second action for each group; see :class:`DecisionProcess`.
         circuit_breaker: Undoes steps that make the loss jump; False, True, or a mapping with options; see :class:`lr_env.mdp.CircuitBreaker`.
@@ -144,6 +145,8 @@ class DecisionProcess:
         )
         self.needs = self.statistics.needs
         requested = {*used, *(["momentum", "momentum_decades"] if mdp.control_momentum else [])}
+        if mdp.initial_rate_decades and isinstance(self.action, ResidualAction) and self.action.base != "sps":
+            requested.add("rate_offset")
         self.sizes = self.statistics.sizes | {name: 1 for name in ON_REQUEST if name in requested} | dict.fromkeys(ALWAYS, 1)
         stops = list(itertools.accumulate(self.sizes.values()))
         self._parts = {name: slice(stop - size, stop) for (name, size), stop in zip(self.sizes.items(), stops, strict=True)}
@@ -175,6 +178,8 @@ class DecisionProcess:
         log_rates = self.of_columns(log_rates)
         self.statistics.begin(record, log_rates)
         record["rates"][:] = 10.0**log_rates
+        if "rate_offset" in record:
+            record["rate_offset"][:] = log_rates - math.log10(self.rates.initial)
         if "momentum_decades" in record:
             momentum = _own_momentum(self.mdp.optimizer)
             record["momentum_decades"][:] = -math.log10(1 - momentum)
