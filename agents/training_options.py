@@ -76,7 +76,8 @@ class TrainingOptions(Process):
     horizon: int | None = None
     """SGD steps of a training; by default the task's, or each variant's own."""
     hyperparameters: tuple[str, ...] = ()
-    """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the published defaults."""
+    """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the published defaults. Of Stable-Baselines3's,
+    learning_rate=lin_0.001 falls to 0 along a line."""
     scale_rewards: bool = False
     """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
     compile: bool = False

@@ -466,6 +466,19 @@ def test_agent_refuses_foreign_checkpoints(tmp_path: Path) -> None:
         SB3Agent("ppo", agent().environment, {"n_steps": 1, "batch_size": 1, "device": "cpu", "policy_kwargs": {"nonsense": 1}})
 
 
+def test_learning_rates_fall_along_a_line() -> None:
+    def agent(rate: Any) -> SB3Agent:
+        environment = LearningRateVectorEnv(4, tiny_task(), 6, autoreset_mode="SameStep")
+        return SB3Agent("ppo", environment, {"n_steps": 8, "batch_size": 16, "device": "cpu", "learning_rate": rate})
+
+    rates: list[float] = []
+    agent("lin_0.004").learn(4 * 32, lambda agent: rates.append(agent.model.policy.optimizer.param_groups[0]["lr"]))
+    np.testing.assert_allclose(rates, [0.003, 0.002, 0.001, 0.0], atol=1e-12)
+    for text in ("lin_", "lin_-1", "cos_0.1", "lin_inf"):
+        with pytest.raises(ValueError, match=r"such as 'lin_0\.001'"):
+            agent(text)
+
+
 def test_benchmark_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = benchmark.Options(algorithms=("a2c",), seeds=(0,), steps=640, trainings=16, output=tmp_path)
     benchmark.main(options)
