@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from lr_env.mdp.recording import Call
 
 TYPES = {np.dtype(np.float64): "double", np.dtype(np.float32): "float", np.dtype(np.bool_): "bool", np.dtype(np.int64): "int64_t"}
 
@@ -43,6 +41,30 @@ FORMULAS: Mapping[Any, str] = {
     None: "{0}",
 }
 """By NumPy's functions, of numbers; None copies."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """``result[...] = function(*inputs)``.
+
+    Attributes:
+        function: None for the input itself.
+        inputs: Arrays and numbers.
+        result: A view of a table, or an array that is kept for this result.
+        takes_out: Whether the function writes into what it is given as ``out=``.
+    """
+
+    function: Callable[..., Any] | None
+    inputs: tuple[Any, ...]
+    result: np.ndarray
+    takes_out: bool = False
+
+    def source(self, name: Callable[[Any], str]) -> str:
+        """As a statement, with names of its parts."""
+        result, inputs = name(self.result), ", ".join(map(name, self.inputs))
+        if self.takes_out:
+            return f"{name(self.function)}({inputs}, out={result})"
+        return f"{result}[...] = {inputs if self.function is None else f'{name(self.function)}({inputs})'}"
 
 
 def compile_calls(calls: Sequence[Call]) -> Callable[[], None] | None:

@@ -8,38 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from lr_env.mdp.recorded_kernel import compile_calls
-
-
-@dataclass(frozen=True)
-class Call:
-    """``result[...] = function(*inputs)``.
-
-    Attributes:
-        function: None for the input itself.
-        inputs: Arrays and numbers.
-        result: A view of a table, or an array that is kept for this result.
-        takes_out: Whether the function writes into what it is given as ``out=``.
-    """
-
-    function: Callable[..., Any] | None
-    inputs: tuple[Any, ...]
-    result: np.ndarray
-    takes_out: bool = False
-
-    def source(self, name: Callable[[Any], str]) -> str:
-        """As a statement, with names of its parts."""
-        result, inputs = name(self.result), ", ".join(map(name, self.inputs))
-        if self.takes_out:
-            return f"{name(self.function)}({inputs}, out={result})"
-        return f"{result}[...] = {inputs if self.function is None else f'{name(self.function)}({inputs})'}"
+from lr_env.mdp.recorded_kernel import Call, compile_calls
 
 
 class Recording:
