@@ -135,6 +135,18 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted(name: s
     assert first.rates + second.rates == whole.rates
 
 
+def test_a_schedule_with_a_rate_of_its_own_does_not_depend_on_the_first_rate() -> None:
+    bound = bind(MDP(optimizer="momentum", action={"kind": "residual", "base": "warmup_stable_decay", "rate": 0.05}))
+    task = make_task("digits-mlp")
+    observations, rates = in_environment(task, bound, 60)
+    for first in (1e-4, 0.01, 1.0):
+        loop = Loop(task, lambda parameters, first=first: torch.optim.SGD(parameters, first, momentum=0.9), bound, 60)
+        loop.run(islice(task.batches(3), 60))
+        np.testing.assert_array_equal(np.array(loop.observations), observations)
+        np.testing.assert_array_equal(loop.rates, rates)
+    assert len(set(rates)) > 10
+
+
 def test_a_decision_for_several_steps() -> None:
     bound = bind(MDP(optimizer="sgd", steps_per_action=5))
     task = make_task("digits-mlp")
