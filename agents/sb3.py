@@ -14,9 +14,11 @@ network that can be saved without SB3, and :class:`SB3Agent` trains one with che
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -707,14 +709,10 @@ class SB3Agent:
 
 def _linear_schedule(text: str) -> LinearSchedule:
     """The schedule of a text such as "lin_0.001"."""
-    kind, _, start = text.partition("_")
-    try:
-        value = float(start)
-    except ValueError:
-        value = -1.0
-    if kind != "lin" or not 0 < value < float("inf"):
-        raise ValueError(f"learning_rate must be a number or a text such as 'lin_0.001', but {text!r} was given.")
-    return LinearSchedule(value, 0.0, 1.0)
+    with contextlib.suppress(ValueError):
+        if text.startswith("lin_") and 0 < (start := float(text.removeprefix("lin_"))) < math.inf:
+            return LinearSchedule(start, 0.0, 1.0)
+    raise ValueError(f"learning_rate must be a number or a text such as 'lin_0.001', but {text!r} was given.")
 
 
 class _StoppedError(Exception):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,11 @@ def kept(path: Path, settings: Mapping[str, Any], run: Callable[[], dict[str, An
         raise SystemExit(f"{path} is from a run with {found['settings']}, not {settings}. Remove it, or choose another --output.")
     result: dict[str, Any] = found["result"]
     return result
+
+
+@contextmanager
+def unfinished(output: Path) -> Iterator[Path]:
+    """A folder beside an output for what a run has computed so far; removed where the run ends well."""
+    folder = output.with_suffix(".unfinished")
+    yield folder
+    shutil.rmtree(folder)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import itertools
 import json
 import resource
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.kept import kept
+from benchmarks.kept import kept, unfinished
 from benchmarks.terminal import make_console
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork
 
@@ -57,11 +57,6 @@ class Options:
     output: Path = Path("results/overhead.json")
     """Where the numbers go. Until the last row is measured, a folder beside it keeps the others, so that a run that was killed goes on where it
     stopped."""
-
-    @property
-    def folder(self) -> Path:
-        """Where an unfinished run keeps its rows."""
-        return self.output.with_suffix(".unfinished")
 
 
 @dataclass(frozen=True)
@@ -205,34 +200,32 @@ def make_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def kept_row(options: Options, size: int | None, name: OptimizerName, compiles: bool) -> Result:
+def kept_row(folder: Path, seconds: float, size: int | None, name: OptimizerName, compiles: bool) -> Result:
     """A row that an unfinished run has measured, else measured in a process of its own.
 
     Args:
-        options: Of the benchmark.
+        folder: Where the run keeps its rows.
+        seconds: See :class:`Options`.
         size: Parameters of square layers; None for the convolutional network.
         name: Of the optimizer.
         compiles: Whether the controller's kernel measures.
     """
 
     def measured() -> dict[str, Any]:
-        shape = () if size is None else (size,)
-        function: Callable[..., Result] = measure_network if size is None else measure_layers
+        measure = partial(measure_network, name) if size is None else partial(measure_layers, name, size)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return asdict(pool.submit(function, name, *shape, options.seconds, compiles).result())
+            return asdict(pool.submit(measure, seconds, compiles).result())
 
-    path = options.folder / f"{size or 'cnn'}, {name}{', compiled' * compiles}.json"
-    return Result(**kept(path, {"seconds": options.seconds}, measured))
+    return Result(**kept(folder / f"{size or 'cnn'}, {name}{', compiled' * compiles}.json", {"seconds": seconds}, measured))
 
 
 def main(options: Options) -> None:
     """Measures all rows and prints a table; goes on where a run was killed."""
     rows = list(itertools.product((*options.parameters, None), options.optimizers, options.compiles))
-    results = [kept_row(options, *row) for row in tqdm(rows, desc="Measuring", unit=" rows")]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    with unfinished(options.output) as folder:
+        results = [kept_row(folder, options.seconds, *row) for row in tqdm(rows, desc="Measuring", unit=" rows")]
+        options.output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     make_console().print(make_table(results))
-    shutil.rmtree(options.folder)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ import gc
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +34,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.kept import kept
+from benchmarks.kept import kept, unfinished
 from benchmarks.terminal import make_console
 from benchmarks.throughput_figure import Panel, draw
 from benchmarks.throughput_rows import (
@@ -92,11 +90,6 @@ class Options:
     output: Path = Path("results/throughput.json")
     """Where the numbers go; the figure goes beside them, as a PNG. Until the last row is measured, a folder beside it keeps the others, so that a
     run that was killed goes on where it stopped."""
-
-    @property
-    def folder(self) -> Path:
-        """Where an unfinished run keeps its rows."""
-        return self.output.with_suffix(".unfinished")
 
 
 @dataclass(frozen=True)
@@ -249,11 +242,10 @@ def measure_row(name: TaskName, row: Row, bare: Training, limit: Callable[[], fl
     return Result(row, flops, repeats, seconds_to_ready if row.compiled else 0.0, memory, pure_ratio, resets, native_ratio)
 
 
-def kept_row(name: TaskName, row: Row, options: Options, measured: Callable[[], Result]) -> Result:
-    """A row that an unfinished run has measured, else what ``measured`` returns."""
-    settings = {"machine": machine(), "options": {key: value for key, value in asdict(options).items() if key not in ("output", "tasks")}}
-    path = options.folder / f"{name}, {row.name}.json"
-    return Result.from_dict(kept(path, settings, lambda: asdict(measured())))
+def kept_row(folder: Path, name: TaskName, row: Row, bare: Training, limit: Callable[[], float], options: Options) -> Result:
+    """A row that an unfinished run has measured, else measured now."""
+    settings = {"machine": machine()} | {option: getattr(options, option) for option in ("device", "repeats", "seconds", "longest")}
+    return Result.from_dict(kept(folder / f"{name}, {row.name}.json", settings, lambda: asdict(measure_row(name, row, bare, limit, options))))
 
 
 def _ratio(repeats: Sequence[Repeat]) -> float:
@@ -437,8 +429,8 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def measure_all(options: Options) -> dict[TaskName, list[Result]]:
-    """All rows of all tasks, one environment at a time."""
+def measure_all(options: Options, folder: Path) -> dict[TaskName, list[Result]]:
+    """All rows of all tasks, one environment at a time; the folder keeps them."""
     chosen = {name: task_rows(name, options) for name in options.tasks}
     limit = matrix_product(options.device)
     results: dict[TaskName, list[Result]] = {}
@@ -449,7 +441,7 @@ def measure_all(options: Options) -> dict[TaskName, list[Result]]:
             results[name] = []
             for row in lines:
                 progress.update(bar, description=f"{name}: {row.name}")
-                result = kept_row(name, row, options, partial(measure_row, name, row, bare, limit, options))
+                result = kept_row(folder, name, row, bare, limit, options)
                 progress.advance(bar)
                 results[name].append(result)
                 if result.repeats:
@@ -459,17 +451,15 @@ def measure_all(options: Options) -> dict[TaskName, list[Result]]:
 
 def main(options: Options) -> None:
     """Measures, prints the tables, and writes the numbers and the figure; goes on where a run was killed."""
-    results = measure_all(options)
-    console = make_console()
+    console, picture = make_console(), options.output.with_suffix(".png")
+    with unfinished(options.output) as folder:
+        results = measure_all(options, folder)
+        options.output.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
+        draw([make_panel(name, measured) for name, measured in results.items()], picture)
     for name, measured in results.items():
         console.print(make_table(name, measured))
     if found := requirements(results):
         console.print(make_requirements_table(found))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
-    picture = options.output.with_suffix(".png")
-    draw([make_panel(name, measured) for name, measured in results.items()], picture)
-    shutil.rmtree(options.folder)
     print(f"Written to {options.output} and {picture}.")
 
 

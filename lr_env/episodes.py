@@ -566,7 +566,7 @@ class Episodes:
         outcome.rewards += _to_numpy(record["reward"])[0, : self.num_members]
 
     def _subset_losses(self) -> np.ndarray:
-        return self.population.evaluate(self._subset_split, self._subset, measures=False).losses
+        return self.population.evaluate(self._subset_split, self._subset, with_metric=False).losses
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graph": None}  # made anew

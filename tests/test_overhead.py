@@ -40,6 +40,6 @@ def test_the_command_writes_its_numbers(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     options = Options(parameters=(1000,), optimizers=("sgd",), compiles=(False,), seconds=0.0, output=tmp_path / "overhead.json")
-    before = kept_row(options, 1000, "sgd", compiles=False)
+    before = kept_row(tmp_path / "overhead.unfinished", 0.0, 1000, "sgd", compiles=False)
     main(options)
     assert json.loads(options.output.read_text())[0] == dataclasses.asdict(before)

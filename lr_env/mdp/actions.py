@@ -99,7 +99,8 @@ BASE_SCHEDULES: Mapping[str, Callable[[Array], Array]] = {
     "step": lambda progress: 10.0 ** -(0.0 * progress + (progress >= 0.5) + (progress >= 0.75)),
     "warmup_stable_decay": lambda progress: _lowest(0.1 + 18.0 * progress, 1 + 0 * progress, 5.0 * (1 - progress)),
 }
-"""Shapes of a base schedule: factor on a rate against progress in [0, 1). The last is up from a tenth over 5 % and down to 0 over 20 %."""
+"""Shapes of a base schedule: factor on a rate against progress in [0, 1). The last is up from a tenth over 5 %
+and down to 0 over 20 % (Hägele et al. 2024, arXiv 2405.18392)."""
 
 
 def _lowest(first: Array, *others: Array) -> Array:

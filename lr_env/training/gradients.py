@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -333,7 +334,7 @@ class EvaluationFunction:
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}  # None for what cannot be traced
 
     def __call__(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None, measures: bool = True
+        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None, with_metric: bool = True
     ) -> Tensor:
         """Sums over examples, ``(N, 1 + K)``: observed loss and the metric's values (one 0 where the task has none).
 
@@ -343,20 +344,21 @@ class EvaluationFunction:
             inputs: ``(M, …)``.
             targets: ``(M, …)``.
             input_scales: Factors ``(N,)`` on the inputs, or None.
-            measures: Whether the metric is taken; else it is 0.
+            with_metric: Whether the metric is taken; else it is 0.
         """
-        sums = self._sums if measures else self._loss_sums
+        with_metric = with_metric and self._task.metric is not None
+        sums = partial(self._sums, with_metric=with_metric)
         if self._batched:
             function = vmap(sums, in_dims=(0, 0, None, None, None if input_scales is None else 0))
-            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), measures)
+            return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), with_metric)
         rows = []
         for i in range(len(parameters)):
             scale = None if input_scales is None else input_scales[i]
-            rows.append(self._run(sums, (parameters[i], _clone(buffers, i), inputs, targets, scale), measures))
+            rows.append(self._run(sums, (parameters[i], _clone(buffers, i), inputs, targets, scale), with_metric))
         return torch.stack(rows)
 
-    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], measures: bool) -> Tensor:
-        key = (measures, *(argument.shape if isinstance(argument, Tensor) else None for argument in arguments))
+    def _run(self, function: Callable[..., Tensor], arguments: tuple[Argument, ...], with_metric: bool) -> Tensor:
+        key = (with_metric, *(argument.shape if isinstance(argument, Tensor) else None for argument in arguments))
         with torch.no_grad():
             known = self._graphs.get(key)
             if known is not None:
@@ -380,19 +382,17 @@ class EvaluationFunction:
         except Exception:  # control flow that depends on data: the model is run as it is, every time
             return None
 
-    def _loss_sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None) -> Tensor:
-        return self._sums(parameters, buffers, inputs, targets, input_scale, measures=False)
-
-    def _sums(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None, measures: bool = True
-    ) -> Tensor:
+    def _sums(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scale: Tensor | None, with_metric: bool) -> Tensor:
         if input_scale is not None:
             inputs = inputs * input_scale
         outputs = functional_call(self._model, {**self._layout.views(parameters), **buffers}, (inputs,))
         loss = self._task.loss if self._task.observed_loss is None else self._task.observed_loss
         assert callable(loss)
         sums = loss(outputs, targets).sum()
-        metric = self._task.metric.function(outputs, targets).sum(0) if measures and self._task.metric is not None else torch.zeros_like(sums)
+        metric = torch.zeros_like(sums)
+        if with_metric:
+            assert self._task.metric is not None
+            metric = self._task.metric.function(outputs, targets).sum(0)
         return torch.cat([sums.view(1), metric.view(-1)])
 
 

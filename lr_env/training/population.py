@@ -444,13 +444,13 @@ class Population:
         """The same for parameters ``(N, P)`` and the buffers of a state: a pure function, to be part of a graph."""
         return self._gradient_function.losses(parameters, _part(state, "buffer."), inputs, targets, self._generators).double()
 
-    def evaluate(self, split: SplitName, subset: np.ndarray | None = None, measures: bool = True) -> Evaluation:
+    def evaluate(self, split: SplitName, subset: np.ndarray | None = None, with_metric: bool = True) -> Evaluation:
         """Mean loss and metric of all members over a split, in evaluation mode.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``.
             subset: Indices of the examples to use; None for all.
-            measures: Whether the metric is taken, which costs a little; else it is None.
+            with_metric: Whether the metric is taken, which costs a little; else it is None.
 
         Raises:
             ValueError: If the split is unknown or empty.
@@ -468,10 +468,10 @@ class Population:
             sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
             for start in range(0, len(inputs), chunk):
                 part = slice(start, start + chunk)
-                sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], scales, measures)
+                sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], scales, with_metric)
         means = (sums / len(inputs)).cpu()
         metric = self.task.metric
-        if metric is None or not measures:
+        if metric is None or not with_metric:
             return Evaluation(means[:, 0].numpy(), None)
         summarised = means[:, 1] if metric.summary is None else metric.summary(means[:, 1:])
         return Evaluation(means[:, 0].numpy(), summarised.numpy())
