@@ -124,6 +124,8 @@ class Training:
     Attributes:
         agent: What learns.
         record: What ``training.json`` holds.
+        num_envs: Trainings side by side, without twins.
+        num_variants: On which the agent is trained.
 
     Raises:
         ValueError: If an option is wrong, or the output holds another training.
@@ -135,20 +137,26 @@ class Training:
         check_options(options)
         self.options = options
         name, family = find_task(options)
-        self.num_variants = family.num_variants
+        trained = family if options.num_variants is None else dataclasses.replace(family, num_variants=options.num_variants)
+        self.num_variants = trained.num_variants
         arguments = environment_arguments(options)
         fewest = 1 if options.algorithm == "actor-critic" else 256 if options.family else 64
-        num_envs = options.num_envs or max(fewest, self.num_variants)
-        if num_envs < self.num_variants:
+        self.num_envs = options.num_envs or max(fewest, self.num_variants)
+        if options.paired and self.num_envs % self.num_variants:
+            if options.num_envs:
+                raise ValueError(f"Twins need num_envs to be a multiple of the {self.num_variants} variants, but {self.num_envs} was given.")
+            self.num_envs += self.num_variants - self.num_envs % self.num_variants
+        if self.num_envs < self.num_variants:
             raise ValueError(
-                f"num_envs must be at least {self.num_variants}, so that all variants of {name!r} are trained on, but {num_envs} was given."
+                f"num_envs must be at least {self.num_variants}, so that all variants of {name!r} are trained on, but {self.num_envs} was given."
             )
+        num_trainings = 2 * self.num_envs if options.paired else self.num_envs
         with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too
             execution: dict[str, Any] = {"compile": options.compile, "device": options.device, "num_processes": options.num_processes}
-            self.environment = LearningRateVectorEnv(num_envs, name, **arguments, **execution, autoreset_mode="SameStep")
+            self.environment = LearningRateVectorEnv(num_trainings, trained, **arguments, **execution, autoreset_mode="SameStep")
         self.hyperparameters = self._hyperparameters()
         self.agent = self._make_agent()
-        self.evaluation = EvaluationTrainings(name, self.num_variants, options, self.environment.mdp)
+        self.evaluation = EvaluationTrainings(name, family.num_variants, options, self.environment.mdp)
         self.record = self._new_record(arguments)
         if self.checkpoint_path.exists():
             self._resume()
@@ -273,7 +281,7 @@ class Training:
             return defaults | given
         from agents.sb3 import default_hyperparameters
 
-        defaults = default_hyperparameters(options.algorithm, environment.num_envs, decisions, options.family is not None)
+        defaults = default_hyperparameters(options.algorithm, self.num_envs, decisions, options.family is not None)
         policy = defaults["policy_kwargs"] | given.pop("policy_kwargs", {})
         return defaults | {"device": options.device} | given | {"policy_kwargs": policy}
 
@@ -288,7 +296,7 @@ class Training:
 
         log = options.output / "tensorboard" if options.tensorboard else None
         num_variants = self.num_variants if options.scale_rewards else None
-        return SB3Agent(options.algorithm, self.environment, self.hyperparameters, options.seed, log, num_variants)
+        return SB3Agent(options.algorithm, self.environment, self.hyperparameters, options.seed, log, num_variants, options.paired)
 
     def _configuration(self, kind: Callable[..., Configuration]) -> Configuration:
         try:
@@ -300,7 +308,7 @@ class Training:
     def _new_record(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {
             "options": json.loads(json.dumps(dataclasses.asdict(self.options), default=str)),
-            "environment": arguments | {"num_envs": self.environment.num_envs},
+            "environment": arguments | {"num_envs": self.num_envs},
             "hyperparameters": self.hyperparameters,
             "mdp": self.environment.mdp.to_dict(),
             "versions": _versions(),

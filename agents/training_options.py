@@ -65,6 +65,9 @@ class TrainingOptions(Process):
     """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
     family: str | None = None
     """Registered name of a family instead; its variants are mixed in every rollout."""
+    num_variants: int | None = None
+    """Number of variants that are drawn of the family for training: the more, the less an agent can learn them by heart. By default the
+    family's own, on which it is evaluated in any case."""
     steps: int | None = None
     """Environment steps of all members together. By default 300,000; 200,000 for ddpg, sac and td3, which make more of each; 50,000 for
     actor-critic, one training at a time."""
@@ -80,6 +83,9 @@ class TrainingOptions(Process):
     learning_rate=lin_0.001 falls to 0 along a line."""
     scale_rewards: bool = False
     """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
+    paired: bool = False
+    """Pay each training what it gained over its twin, the same training under the action 0: the schedule or rule that a residual action
+    corrects. As many trainings more are made, but returns vary less. Not for ddpg, actor-critic and dqn."""
     compile: bool = False
     """Compile the step of all trainings; takes seconds for each variant, and pays for long runs."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
@@ -168,12 +174,16 @@ def check_options(options: TrainingOptions) -> None:
         raise unknown_name("algorithm", options.algorithm, get_args(Algorithm))
     for name in ("evaluation_interval", "evaluation_trainings", "checkpoint_interval", "num_processes"):
         positive_integer(name, getattr(options, name))
-    for name in ("steps", "num_envs"):
+    for name in ("steps", "num_envs", "num_variants"):
         if getattr(options, name) is not None:
             positive_integer(name, getattr(options, name))
     check_seed(options.seed)
     if options.scale_rewards and options.algorithm in ("actor-critic", "ddpg"):
         raise ValueError("scale_rewards is for Stable-Baselines3's algorithms. Leave it out; ddpg has --hyperparameters reward_scale=....")
+    if options.paired and options.algorithm in ("actor-critic", "ddpg", "dqn"):
+        raise ValueError(f"paired is for a2c, ppo, sac and td3, but algorithm={options.algorithm!r} was given. Leave it out.")
+    if options.num_variants is not None and options.family is None:
+        raise ValueError(f"num_variants={options.num_variants} needs a family. Pass --family small, for example, or leave it out.")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"output must be a folder, but {options.output} is a file.")
 

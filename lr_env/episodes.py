@@ -244,6 +244,11 @@ class Episodes:
         return self.population.groups.names
 
     @property
+    def variants(self) -> np.ndarray:
+        """The members' variants, ``(N,)``: all the same here."""
+        return np.zeros(self.num_members, np.int64)
+
+    @property
     def observation_space(self) -> gym.Space[Any]:
         """Of one member."""
         return self.process.observation_space

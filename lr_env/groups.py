@@ -83,7 +83,7 @@ class EpisodeGroups:
     """
 
     def __init__(self, groups: Sequence[tuple[Episodes | EpisodeGroups | RemoteEpisodes, np.ndarray]], mdp: MDP, variants: np.ndarray) -> None:
-        self._groups, self._variants, self.mdp = list(groups), variants, mdp
+        self._groups, self.variants, self.mdp = list(groups), variants, mdp
         self.num_members = len(variants)
         self.parameter_groups: tuple[tuple[str, ...], ...] = self._groups[0][0].parameter_groups
         counts = sorted({len(episodes.parameter_groups) for episodes, _ in self._groups})
@@ -147,7 +147,7 @@ class EpisodeGroups:
         for member in members.tolist():
             group, local = self._find(member)
             states.append(self._call("get_state", [(local,) if index == group else None for index in range(len(self._groups))])[group])
-        return {"variants": self._variants[members], "members": states}
+        return {"variants": self.variants[members], "members": states}
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """See :class:`lr_env.episodes.Episodes`.
@@ -155,8 +155,8 @@ class EpisodeGroups:
         Raises:
             ValueError: If a member is to get the state of another variant.
         """
-        if (state["variants"] != self._variants[members]).any():
-            given, expected = state["variants"].tolist(), self._variants[members].tolist()
+        if (state["variants"] != self.variants[members]).any():
+            given, expected = state["variants"].tolist(), self.variants[members].tolist()
             raise ValueError(f"States of variants {given} can't be put into members of variants {expected}.")
         for member, own_state in zip(members.tolist(), state["members"], strict=True):
             group, local = self._find(member)

@@ -25,6 +25,7 @@ from torch import nn
 from agents.sb3 import (
     CorrelatedActionNoise,
     LearningRateVecEnv,
+    PairedVecEnv,
     SB3Agent,
     VariantRewardScale,
     default_hyperparameters,
@@ -35,7 +36,7 @@ from agents.sb3 import (
 )
 from benchmarks import sb3 as benchmark
 from lr_env import MDP, FileFormatError, LearningRateEnv, LearningRateVectorEnv, load_controller, save_controller
-from tests.rollouts import tiny_task
+from tests.rollouts import RUINOUS_RATE, tiny_task
 
 TERMINATING = {"features": "scale_free"}
 TRUNCATING = {"features": ["loss_ratio", "log_rate"]}  # without progress the end is a truncation
@@ -439,6 +440,74 @@ def test_rewards_are_scaled_for_each_variant() -> None:
             scale = np.sqrt(values.var() + 1e-8)
             np.testing.assert_allclose(actual[1][variant::2], rewards[1][variant::2] / scale, rtol=0.05)  # SB3 begins with a guess
         running[rewards[2]] = 0
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "who_diverges"), [(1e-3, 1.0, "nobody"), (1e-2, RUINOUS_RATE, "twins"), (1 / RUINOUS_RATE, RUINOUS_RATE, "the others")]
+)
+def test_pairs_earn_what_they_gain_over_their_twins(lowest: float, highest: float, who_diverges: str) -> None:
+    """Against single environments, the twin being put into the state at which the other one begins."""
+    arguments: dict[str, Any] = {"task": tiny_task(), "action": "absolute", "lr_min": lowest, "lr_max": highest, "reward": "loss"}
+    pairs = make_sb3_env(3, seed=5, paired=True, **arguments)
+    assert pairs.num_envs == 3
+    actions = np.random.default_rng(0).uniform(-1, 1, (30, 3, 1)).astype(np.float32)
+    if who_diverges == "twins":
+        actions = np.minimum(actions - 0.9, -0.9)  # near the lowest rate
+    observations, rewards, ends, terminal = [pairs.reset()], [], [], []
+    for action in actions:
+        observation, reward, done, infos = pairs.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        ends.append(done)
+        terminal.append([info.get("diverged") for info in infos])
+    assert np.array(ends).any(0).all()
+    assert np.array(terminal).any() == (who_diverges == "the others")
+    for member in range(3):
+        own, twin, is_over = LearningRateEnv(**arguments), LearningRateEnv(**arguments), True
+        own_return = twin_return = 0.0
+        twin.reset(seed=0)
+        observation, _ = own.reset(seed=5 + member)
+        for step, action in enumerate(actions[:, member]):
+            np.testing.assert_allclose(observations[step][member], observation, rtol=1e-4, atol=1e-5)
+            if is_over:
+                twin.set_state(own.get_state())
+                is_over = twin_is_over = False
+            observation, own_reward, terminated, truncated, _ = own.step(action)
+            twin_reward = 0.0
+            if not twin_is_over:
+                _, twin_reward, *twin_ends, _ = twin.step(np.zeros(1, np.float32))
+                twin_is_over = any(twin_ends)
+            np.testing.assert_allclose(rewards[step][member], own_reward - twin_reward, rtol=1e-4, atol=1e-5)
+            own_return, twin_return = own_return + own_reward, twin_return + twin_reward
+            is_over = terminated or truncated
+            assert ends[step][member] == is_over
+            if is_over:
+                observation, _ = own.reset()
+        assert (own_return != twin_return) == (who_diverges != "nobody" or own_return != 0)
+
+
+def test_pairs_are_twins_whatever_they_are_seeded_with() -> None:
+    for seed in (None, 3):
+        pairs = make_sb3_env(4, seed=seed, paired=True, task=tiny_task())
+        pairs.reset()
+        pairs.reset()
+        for _ in range(20):
+            _, rewards, _, _ = pairs.step(np.zeros((4, 1), np.float32))
+            np.testing.assert_array_equal(rewards, 0)
+    assert len(pairs.get_attr("mdp")) == len(pairs.env_method("evaluate", "train")) == len(pairs.env_is_wrapped(VecMonitor)) == 4
+    pairs.set_attr("colour", "red")
+    assert pairs.get_attr("colour") == ["red"] * 4
+
+
+def test_pairs_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="Twins take the action 0, but the space is Discrete"):
+        make_sb3_env(2, paired=True, task=tiny_task(), action="discrete")
+    with pytest.raises(ValueError, match="Twins need an even number of trainings whose halves"):
+        PairedVecEnv(make_adapter(3))
+    family = {"num_variants": 2, "data_sets": ["wine"], "width": [4, 8], "batch_size": [16, 16], "horizon": [5, 5]}
+    with pytest.raises(ValueError, match="but 6 of 2 variants were given"):
+        make_sb3_env(3, paired=True, task=family)
+    assert make_sb3_env(2, paired=True, task=family).num_envs == 2
 
 
 def test_long_trainings_have_short_rollouts() -> None:

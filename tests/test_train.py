@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -152,8 +153,10 @@ def test_reference_is_the_best_of_the_grid(tmp_path: Path) -> None:
     assert factors[[0, -1]] == pytest.approx([0.01, 100])
 
 
-def test_families_are_mixed_in_every_rollout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"paired": True, "num_variants": 3, "num_envs": 6}], ids=["alone", "paired"])
+def test_families_are_mixed_in_every_rollout(changes: dict[str, Any], tmp_path: Path) -> None:
     given = options(tmp_path, task=None, family=FAMILY, horizon=None, scale_rewards=True, hyperparameters=(), evaluation_trainings=5)
+    given = dataclasses.replace(given, **changes)
     training = Training(given)
     assert len(set(training.environment.episodes.horizons.tolist())) > 1
     mdp = training.environment.mdp
@@ -237,6 +240,10 @@ def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
         ({"environment": ("horizonn=3",)}, "Did you mean 'horizon'"),
         ({"scale_rewards": True, "algorithm": "ddpg", "hyperparameters": ()}, "reward_scale"),
         ({"scale_rewards": True, "algorithm": "actor-critic", "hyperparameters": ()}, "scale_rewards is for Stable-Baselines3"),
+        ({"paired": True, "algorithm": "dqn", "hyperparameters": ()}, "paired is for a2c, ppo, sac and td3"),
+        ({"num_variants": 3}, "num_variants=3 needs a family"),
+        ({"task": None, "family": FAMILY, "num_variants": 3, "num_envs": 4, "paired": True}, "num_envs to be a multiple of the 3 variants"),
+        ({"task": None, "family": FAMILY, "num_variants": 5, "num_envs": 4}, "num_envs must be at least 5"),
         ({"action": "relative", "algorithm": "actor-critic", "hyperparameters": ()}, 'action="rate"'),
         ({"hyperparameters": ("discont=0.5",), "algorithm": "actor-critic"}, "hyperparameter of actor-critic 'discont'. Did you mean 'discount'"),
         ({"hyperparameters": ("discount=x",), "algorithm": "actor-critic"}, "wrong type"),
