@@ -137,7 +137,7 @@ def freeze(folder: Folder, suite: str | None = None) -> None:
 
 @app.command
 def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None:
-    """Puts the leaderboards that are kept in a folder into a README, between the lines `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
+    """Puts the answer and, folded, the leaderboards that are kept in a folder into a README, between `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
 
     Args:
         folder: Whose `tables/leaderboard-TRACK.md` and `tables/answer.md` are taken, as `lr-bench report` writes them.
@@ -151,7 +151,12 @@ def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None
     _, end, after = rest.partition("<!-- /leaderboard -->\n")
     if not end:
         raise ValueError(f"{readme} has no lines <!-- leaderboard --> and <!-- /leaderboard --> to put the leaderboards between.")
-    readme.write_text("".join((before, begin, "\n".join(path.read_text() for path in tables), end, after)))
+    answer, *folded = (path.read_text().strip() for path in tables)
+    shown = [answer]
+    for table in folded:
+        title, _, rows = table.partition("\n")
+        shown.append(f"<details><summary>{title}</summary>\n\n{rows.strip()}\n\n</details>")
+    readme.write_text("".join((before, begin, "\n\n".join(shown), "\n", end, after)))
 
 
 @app.command

@@ -186,7 +186,7 @@ def test_leaderboards_are_put_into_a_readme(folder: Path, monkeypatch: pytest.Mo
         text = readme.read_text()
         assert text.startswith("before\n<!-- leaderboard -->\nDoes it beat")
         assert text.endswith("<!-- /leaderboard -->\nafter\n")
-        assert text.count("Leaderboard, SGD + momentum") == 1
+        assert text.count("<details><summary>Leaderboard, SGD + momentum</summary>") == 1
         assert "**Careful**" in text
         assert "old" not in text
     readme.write_text("no place")
