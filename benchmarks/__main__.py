@@ -113,6 +113,21 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
 
 
 @app.command
+def export(folder: Folder, file: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Writes the results of a folder without their curves into one small file, to be published or kept.
+
+    Put into a folder of its own as results.sqlite it is a store like any other: `lr-bench run` computes what it lacks, such as another controller.
+
+    Args:
+        folder: Of `lr-bench run`.
+        file: Which is made.
+    """
+    with open_store(folder) as store:
+        store.export(file)
+    make_console().print(f"Written to {file}, {file.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command
 def freeze(folder: Folder, suite: str | None = None) -> None:
     """Makes what a finished run found at the default rate and of the rival tuned per task the suite's own numbers, which scores are measured by.
 
@@ -137,7 +152,9 @@ def freeze(folder: Folder, suite: str | None = None) -> None:
 
 @app.command
 def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None:
-    """Puts the answer and, folded, the leaderboards that are kept in a folder into a README, between `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
+    """Puts the answer and, folded, the leaderboards that are kept in a folder into a README, between its two lines that mark the place.
+
+    These are `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
 
     Args:
         folder: Whose `tables/leaderboard-TRACK.md` and `tables/answer.md` are taken, as `lr-bench report` writes them.

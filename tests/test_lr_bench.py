@@ -97,6 +97,25 @@ def test_a_report_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_an_exported_store_is_reported_and_run_further(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    run_here(monkeypatch, folder, "export", OUTPUT, str(copy / "results.sqlite"))
+    assert "MB" in capsys.readouterr().out
+    run_here(monkeypatch, folder, "report", str(copy), "--suite", "smoke")
+    whole, part = (json.loads((place / "report" / "summary.json").read_text()) for place in (folder / OUTPUT, copy))
+    for entry in whole["entries"]:
+        entry["steps_to_target"] = None  # needs curves
+    for table in ("standings", "comparisons", "entries"):
+        assert part[table] == whole[table]
+    monkeypatch.setattr("benchmarks.lr_bench.engine.compute", lambda work: pytest.fail("computed again"))
+    run_here(monkeypatch, folder, *RUN, "--output", str(copy))
+    with pytest.raises(SystemExit, match="exists already"):
+        run_here(monkeypatch, folder, "export", OUTPUT, str(copy / "results.sqlite"))
+
+
 def test_what_was_run_by_what_stands_on_the_page_and_who_was_entered_first_stays_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -57,6 +57,31 @@ def test_a_result_comes_back_as_it_was(path: Path, store: Store) -> None:
     np.testing.assert_array_equal(again.scores, result.scores)  # to the last bit
 
 
+def test_an_exported_store_lacks_nothing_but_curves(path: Path, store: Store, tmp_path: Path) -> None:
+    long = dataclasses.replace(fake_result(CELL), losses=np.random.default_rng(0).normal(size=(2000, 2)), rates=np.ones((1999, 2)))
+    store.save(CELL, long)
+    store.save(OTHER, dataclasses.replace(fake_result(OTHER), error="crashed"))
+    store.record([CELL, OTHER])
+    store.record_run(CELL.suite, "lr-bench run", ["other"])
+    store.claim([dataclasses.replace(CELL, seeds=(1, 2))])
+    copied = tmp_path / "published.sqlite"
+    store.export(copied)
+    assert copied.stat().st_size < path.stat().st_size
+    with Store(copied) as other:
+        assert_equal(other.find(CELL), dataclasses.replace(long, losses=None, rates=None))
+        assert [cell for cell, _ in other.cells(CELL.suite)] == [cell for cell, _ in store.cells(CELL.suite)]
+        assert other.entered(CELL.suite) == ["other"]
+        assert other.machines() == store.machines()
+        assert other.find_equal(CELL, with_curves=True) is None
+        assert other.claim([dataclasses.replace(CELL, seeds=(1, 2))])
+        assert not other.damaged
+    assert_equal(store.find(CELL), long)
+    with pytest.raises(StoreError, match="exists already"):
+        store.export(copied)
+    with pytest.raises(StoreError, match="can't be written"):
+        store.export(tmp_path / "nowhere" / "published.sqlite")
+
+
 @pytest.mark.parametrize(
     "change", [{"suite": "tiny-2"}, {"identity": "x"}, {"setting": {"horizon": 6}}, {"seeds": (3, 8)}, {"point": {"constant": 0.2}}, {"role": "tune"}]
 )
