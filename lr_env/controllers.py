@@ -32,6 +32,15 @@ _OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "clip": lambda values: values.clamp(-1, 1),
     "argmax": lambda values: values.argmax(-1),
 }
+_ACTIVATIONS_OF_ONE: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"relu": lambda values: np.maximum(values, 0), "tanh": np.tanh}
+_OUTPUTS_OF_ONE: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "clip": lambda values: np.minimum(np.maximum(values, -1), 1),
+    "argmax": lambda values: np.asarray(values.argmax()),
+}
+
+LARGEST_LAYER_OF_ONE = 2**13
+"""Weights of a layer that NumPy multiplies with one observation: larger ones it would spread over threads, of which PyTorch has few here."""
 
 
 class Controller(Protocol):
@@ -107,6 +116,8 @@ class PolicyNetwork(nn.Module):
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
         self._affine = [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
+        self._addresses: list[int] = []
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -137,12 +148,27 @@ class PolicyNetwork(nn.Module):
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
+        if observations.size == self.num_features and all(weight.numel() <= LARGEST_LAYER_OF_ONE for weight, _ in self._affine):
+            return self._predict_one(observations), state
         with torch.no_grad():
             # What `forward` does; calls of modules would take longer than this.
             values, activate = torch.from_numpy(observations), torch.relu_ if self.activation == "relu" else torch.tanh_
             for weight, bias in self._affine[:-1]:
                 values = activate(nn.functional.linear(values, weight, bias))
             return _OUTPUTS[self.output](nn.functional.linear(values, *self._affine[-1])).numpy(), state
+
+    def _predict_one(self, observation: np.ndarray) -> np.ndarray:
+        """The action of one observation ``(F,)`` or ``(1, F)``, by NumPy: PyTorch's calls would take several times as long."""
+        addresses = [tensor.data_ptr() for pair in self._affine for tensor in pair]
+        if addresses != self._addresses:  # the weights are new, or others'
+            self._addresses, self._arrays = addresses, [(weight.detach().numpy(), bias.detach().numpy()) for weight, bias in self._affine]
+        values, activate = observation.reshape(-1), _ACTIVATIONS_OF_ONE[self.activation]
+        with np.errstate(all="ignore"):  # as PyTorch
+            for weight, bias in self._arrays[:-1]:
+                values = activate(weight @ values + bias)
+            weight, bias = self._arrays[-1]
+            action = _OUTPUTS_OF_ONE[self.output](weight @ values + bias)
+        return action.reshape((*observation.shape[:-1], *action.shape))
 
 
 POLICIES: Mapping[str, type[PolicyNetwork] | type[RecurrentPolicy]] = {"perceptron": PolicyNetwork, "lstm": RecurrentPolicy}

@@ -99,7 +99,7 @@ class ControllerLR(LRScheduler):
         circuit_breaker: False, True, or a mapping with options of :class:`lr_env.mdp.CircuitBreaker`.
         compile: Whether a kernel measures the step, in one pass over gradients, weights and the optimizer's state: for float32 on a CPU
             under SGD (with momentum too), Adam and AdamW; everything else is measured as without. Sums are rounded otherwise than in the
-            environment. Needs a C++ compiler, which takes some seconds once.
+            environment, and the gradient before is kept in bfloat16. Needs a C++ compiler, which takes some seconds once.
 
     Attributes:
         last_epoch: Steps made.

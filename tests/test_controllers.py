@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,38 @@ def test_network_equals_the_formula(activation: Any, function: Any, output: Any,
     assert isinstance(loaded, PolicyNetwork)
     assert (loaded.activation, loaded.output) == (activation, output)
     np.testing.assert_array_equal(loaded.predict(observations)[0], actions)
+
+
+def test_one_observation_sees_the_present_weights() -> None:
+    """However they were changed since the last one."""
+    policy = PolicyNetwork(3, 2, (8, 5))
+    observations = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+
+    def check(network: PolicyNetwork) -> np.ndarray:
+        for observation in (observations[0], observations[:1]):
+            action = network.predict(observation)[0]
+            np.testing.assert_allclose(action, network(torch.from_numpy(observation)).detach().numpy(), rtol=1e-5)
+        return action
+
+    seen = [check(policy)]
+    with torch.no_grad():
+        policy.layers[0].weight.add_(1.0)
+    seen.append(check(policy))
+    copied = copy.deepcopy(policy)
+    with torch.no_grad():
+        copied.layers[-1].bias.add_(1.0)
+    seen.append(check(copied))
+    policy.load_state_dict(PolicyNetwork(3, 2, (8, 5), seed=7).state_dict())
+    seen.append(check(policy))
+    policy.share_memory()
+    policy.layers[-1].weight.data = torch.ones(2, 5)
+    seen.append(check(policy))
+    assert len({action.tobytes() for action in seen}) == len(seen)
+    check(PolicyNetwork(3, 2, (300, 300)))  # too wide for NumPy
+    infinite = PolicyNetwork(3, 1)
+    with torch.no_grad():
+        infinite.layers[0].weight.fill_(np.inf)
+    assert np.isnan(infinite.predict(np.array([1.0, -1.0, 0.0], np.float32))[0]).all()
 
 
 def test_files_without_activation_and_output_are_loaded(saved: Path) -> None:

@@ -58,6 +58,14 @@ class Signals:
         return results[0], results[1]
 
 
+def assert_close(compiled: Tensor, plain: Tensor) -> None:
+    """But for rounding, of the gradient before to bfloat16, whose errors average out."""
+    row, norm = (signal_rows(NAMES).index(name) for name in ("gradient_dot_previous", "gradient_norm_squared"))
+    assert ((compiled[row] - plain[row]).abs() <= 3e-5 * plain[norm]).all()
+    others = [k for k in range(len(plain)) if k != row]
+    torch.testing.assert_close(compiled[others], plain[others], rtol=1e-5, atol=1e-2)  # a product of unlike vectors is near 0
+
+
 @pytest.mark.parametrize("limit", [2**18, 10_000], ids=["small", "in pieces"])
 @pytest.mark.parametrize("is_grouped", [False, True], ids=["one rate", "a rate for each group"])
 @pytest.mark.parametrize("name", KNOWN)
@@ -67,8 +75,8 @@ def test_the_same_signals(name: str, is_grouped: bool, limit: int, monkeypatch: 
     signals = Signals(name, is_grouped)
     for _ in range(4):
         plain, compiled = signals.next()
-        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-2)  # a product of unlike vectors is near 0
-        torch.testing.assert_close(signals.compiled.previous, signals.plain.previous, rtol=0, atol=0)
+        assert_close(compiled, plain)
+        torch.testing.assert_close(signals.compiled.previous["gradients"], signals.plain.previous["gradients"].bfloat16(), rtol=0, atol=0)
         signals.optimizer.step()
 
 
@@ -110,7 +118,7 @@ def test_what_the_kernel_can_t_read_is_measured_as_without() -> None:
         if spoil == "transposed":
             signals.weights[1].grad = torch.randn(20_003, 2)[:, 0]
         plain, compiled = (each(torch.ones(1), [1.0, 0.5]) for each in (signals.plain, signals.compiled))
-        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-2)
+        assert_close(compiled, plain)
         signals.plain.keep()
     in_float64 = Signals("momentum", dtype=torch.float64)
     torch.testing.assert_close(*in_float64.next())
@@ -120,7 +128,7 @@ def test_clipping_that_follows() -> None:
     signals = Signals("adamw", clip_norm=1.0)
     for _ in range(3):
         plain, compiled = signals.next()
-        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-2)
+        assert_close(compiled, plain)
         signals.optimizer.step()
 
 

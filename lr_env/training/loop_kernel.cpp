@@ -1,16 +1,18 @@
 // The scalar products of one training's step in a single pass: of gradients g, the gradients before, the optimizer's directions u, which are never
-// stored, and weights w. The same pass stores the gradients for the next step.
+// stored, and weights w. The same pass stores the gradients for the next step, rounded to bfloat16: half the memory to pass through.
 
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 namespace {
 
 using Vector = at::vec::Vectorized<float>;
+using Rounded = at::vec::Vectorized<c10::BFloat16>;  // twice as many
 constexpr int LANES = Vector::size();
 constexpr int64_t BLOCK = 8192;  // elements whose products are added up in float32; the sums of blocks are added in float64
 constexpr int64_t TO_SHARE = 65536;  // elements of a tensor that is worth more threads than one
@@ -19,7 +21,7 @@ constexpr int PRODUCTS = 5;
 struct Tensors {  // of a parameter, in the order of the table's columns
   int64_t count, rule, group;
   const float *gradients, *weights;
-  float* before;  // may be null
+  c10::BFloat16* before;  // may be null
   const float *first, *second, *step;  // the optimizer's state, or null
 };
 
@@ -50,7 +52,7 @@ void take_block(const Tensors& tensors, const Numbers& n, int64_t start, int64_t
   Vector sums[2][PRODUCTS];
   for (auto& chain : sums)
     for (auto& sum : chain) sum = Vector(0);
-  const auto take = [&](int64_t i, int count, Vector* sum) {
+  const auto take = [&](int64_t i, int count, const Vector& before, Vector* sum) {
     const auto load = [&](const float* values) { return count == LANES ? Vector::loadu(values + i) : Vector::loadu(values + i, count); };
     const Vector g = load(tensors.gradients), w = load(tensors.weights), e = fmadd(w, Vector(n.weight_decay), g * Vector(n.factor));
     Vector u = e * Vector(n.of_gradients);
@@ -62,18 +64,24 @@ void take_block(const Tensors& tensors, const Numbers& n, int64_t start, int64_t
       if (count < LANES) u = Vector::set(Vector(0), u, count);  // 0 / 0 beyond the end
     }
     sum[0] = fmadd(g, g, sum[0]);
+    sum[1] = fmadd(g, before, sum[1]);
     sum[2] = fmadd(g, u, sum[2]);
     sum[3] = fmadd(u, u, sum[3]);
     sum[4] = fmadd(w, w, sum[4]);
-    if (tensors.before) {
-      sum[1] = fmadd(g, load(tensors.before), sum[1]);
-      if (count == LANES) g.store(tensors.before + i);
-      else g.store(tensors.before + i, count);
-    }
+    return g;
+  };
+  const auto take_two = [&](int64_t i, int count) {
+    Vector first(0), second(0);
+    if (tensors.before)
+      std::tie(first, second) = at::vec::convert_bfloat16_float(
+          count == 2 * LANES ? Rounded::loadu(tensors.before + i) : Rounded::loadu(tensors.before + i, count));
+    first = take(i, std::min(LANES, count), first, sums[0]);
+    if (count > LANES) second = take(i + LANES, count - LANES, second, sums[1]);
+    if (tensors.before) at::vec::convert_float_bfloat16(first, second).store(tensors.before + i, count);
   };
   int64_t i = start;
-  for (; i + 2 * LANES <= stop; i += 2 * LANES) take(i, LANES, sums[0]), take(i + LANES, LANES, sums[1]);
-  for (; i < stop; i += LANES) take(i, int(std::min<int64_t>(LANES, stop - i)), sums[0]);
+  for (; i + 2 * LANES <= stop; i += 2 * LANES) take_two(i, 2 * LANES);
+  if (i < stop) take_two(i, int(stop - i));
   for (int k = 0; k < PRODUCTS; ++k) {
     float lanes[LANES];
     (sums[0][k] + sums[1][k]).store(lanes);

@@ -26,7 +26,7 @@ class LoopKernel:
         sizes: Numbers of weights of the parameters.
         rule_of: Numbers of their optimizers' rules.
         group_of: Numbers of the groups in which their products are added.
-        before: Where the last gradients of each are kept, which each call replaces; None for nowhere.
+        before: Where the last gradients of each are kept in bfloat16, which each call replaces; None for nowhere.
     """
 
     def __init__(self, sizes: Sequence[int], rule_of: Sequence[int], group_of: Sequence[int], before: Sequence[Tensor] | None) -> None:

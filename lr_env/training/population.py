@@ -24,11 +24,11 @@ from lr_env.training.batches import Batches
 from lr_env.training.draws import Generators, draw_kernel
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
 from lr_env.training.initialisation import Initialiser
-from lr_env.training.optimizers import Adam, AdamW, Optimizer
+from lr_env.training.optimizers import SGD, Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
 from lr_env.training.perceptron import SIGNALS as PRODUCTS
 from lr_env.training.perceptron import PerceptronKernel, make_kernel
-from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure
+from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure, signal_rows
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_graph, interpreted, plain, require_compiler
 
@@ -56,6 +56,10 @@ EXAMPLES_PER_PASS_ON_GPU = 2**18
 
 BATCHES_PER_PASS = 32
 """Bounds it too: examples in one pass, in batches of the task."""
+
+
+SOURCES = {"loss": 0} | {name: row for row, name in enumerate(PRODUCTS, 1)} | {"gradient_dot_direction": 1, "direction_norm_squared": 1}
+"""Of the signals under plain SGD, whose direction is the gradient: which of loss and products each is."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class Population:
         self._signals, self._compile, self._controls_momentum = signals, compile, controls_momentum
         overwritten = {"direction_agreement", *EXAMPLE_SIGNALS, *VALIDATION_SIGNALS}  # signals of what is written over in place
         self._may_step_in_place = compile and self._is_on_cpu and not controls_momentum and signals.isdisjoint(overwritten)
+        names = signal_rows(signals)
+        self._sources = [SOURCES[name] for name in names] if optimizer == SGD() and SOURCES.keys() >= set(names) else None
         self._engine: Engine = "looped" if isinstance(optimizer, TorchOptimizer) else gradients
         self._build_functions()
         self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
@@ -301,6 +307,11 @@ class Population:
 
     def _train_in_place(self) -> np.ndarray:
         losses, products = self.step_in_place(self._rates.to(self.dtype))
+        if self._sources is not None:  # a graph would take longer
+            self.follow({})
+            values = np.empty((1 + len(PRODUCTS), len(self.groups), self.num_members))
+            values[0], values[1:] = losses.numpy(), products.numpy()
+            return values.take(self._sources, axis=0)
         arguments = (self.state, self.steps_tensor, losses, products)
         if self._take_step is None:
             self._take_step = self.graph(self.conclude, arguments)

@@ -344,7 +344,8 @@ class LoopSignals:
 
     Attributes:
         num_groups: Groups with signals of their own.
-        previous: ``gradients`` and ``directions`` of the step before ``(1, P)``, where signals need them.
+        previous: ``gradients`` and ``directions`` of the step before ``(1, P)``, where signals need them; gradients in bfloat16 where a
+            kernel measures.
 
     Raises:
         RuntimeError: If ``compile`` is asked for and there is no C++ compiler.
@@ -437,10 +438,11 @@ class LoopSignals:
             raise ValueError(f"compile=True makes kernels for a CPU, but the parameters lie on {self.device}: leave it out.")
         require_compiler()
         has_directions = isinstance(self.directions, Directions) and all(map(is_known, self.directions.rules))
-        if not self._names or not self._names.issubset(SIGNALS) or not (self.directions is None or has_directions):
+        if not self._names or not self._names.issubset(SIGNALS) or not (self.directions is None or has_directions) or self._dtype != torch.float32:
             return None
         before = None
         if "gradients" in self.previous:
+            self.previous["gradients"] = self.previous["gradients"].bfloat16()
             starts: dict[int, int] = {}
             for piece in self._pieces:
                 start = piece.part.start
@@ -499,7 +501,7 @@ class LoopSignals:
             stored = gradients if previous is None else previous[:, piece.part]
             sources = [source[0].split(self._chunk) for source in (gradients, weights, stored, *terms.sources)]
             for g, w, last, *others in zip(*sources, strict=True):
-                vectors = (g, w, last, *(others if terms.make is None else [terms.make(g, *others)]))
+                vectors = (g, w, last.to(g), *(others if terms.make is None else [terms.make(g, *others)]))
                 products += [torch.dot(vectors[left], vectors[right]) for left, right in shares]
                 if previous is not None:
                     last.copy_(g)
