@@ -170,6 +170,9 @@ class PolicyNetwork(nn.Module):
             action = _OUTPUTS_OF_ONE[self.output](weight @ values + bias)
         return action.reshape((*observation.shape[:-1], *action.shape))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_addresses": [], "_arrays": []}  # a copy's weights lie elsewhere
+
 
 POLICIES: Mapping[str, type[PolicyNetwork] | type[RecurrentPolicy]] = {"perceptron": PolicyNetwork, "lstm": RecurrentPolicy}
 """What a file can hold, by the name that it gives; one without a name holds a perceptron."""
