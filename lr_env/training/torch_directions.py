@@ -442,7 +442,7 @@ class LoopSignals:
             return None
         before = None
         if "gradients" in self.previous:
-            self.previous["gradients"] = self.previous["gradients"].bfloat16()
+            self.previous["gradients"] = torch.zeros_like(self.previous["gradients"], dtype=torch.bfloat16)
             starts: dict[int, int] = {}
             for piece in self._pieces:
                 start = piece.part.start
