@@ -386,13 +386,15 @@ class LoopSignals:
         ]
         self._like = torch.zeros(0, dtype=self._dtype, device=self.device)
         kept = {"gradients": "gradient_dot_previous", "directions": "direction_agreement"}
-        self.previous = {name: self._like.new_zeros(1, sum(sizes)) for name, signal in kept.items() if signal in names}
+        has_kernel = compile and self._has_kernel()
+        dtypes = {"gradients": torch.bfloat16 if has_kernel else self._dtype}  # read and written anew at every step: half the traffic
+        self.previous = {name: self._like.new_zeros(1, sum(sizes), dtype=dtypes.get(name)) for name, signal in kept.items() if signal in names}
         self._agrees = "directions" in self.previous
         self._chunk = _elements_per_chunk(self.device)
         self._gradients: list[Tensor] = []
         self._latest_gradients = self._latest_directions = self._like
         self._group_of = group_of
-        self._kernel = self._make_kernel(sizes) if compile else None
+        self._kernel = self._make_kernel(sizes) if has_kernel else None
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.
@@ -432,17 +434,17 @@ class LoopSignals:
             for value in self.previous.values():
                 value.zero_()
 
-    def _make_kernel(self, sizes: Sequence[int]) -> LoopKernel | None:
-        """None if it doesn't know these signals or directions."""
+    def _has_kernel(self) -> bool:
+        """Whether a kernel knows these signals and directions."""
         if self.device.type != "cpu":
             raise ValueError(f"compile=True makes kernels for a CPU, but the parameters lie on {self.device}: leave it out.")
         require_compiler()
-        has_directions = isinstance(self.directions, Directions) and all(map(is_known, self.directions.rules))
-        if not self._names or not self._names.issubset(SIGNALS) or not (self.directions is None or has_directions) or self._dtype != torch.float32:
-            return None
+        knows_directions = self.directions is None or (isinstance(self.directions, Directions) and all(map(is_known, self.directions.rules)))
+        return bool(self._names) and self._names.issubset(SIGNALS) and knows_directions and self._dtype == torch.float32
+
+    def _make_kernel(self, sizes: Sequence[int]) -> LoopKernel:
         before = None
         if "gradients" in self.previous:
-            self.previous["gradients"] = torch.zeros_like(self.previous["gradients"], dtype=torch.bfloat16)
             starts: dict[int, int] = {}
             for piece in self._pieces:
                 start = piece.part.start
