@@ -421,7 +421,7 @@ def _check_engines(task: Task, findings: _Findings) -> None:
     if engine == "looped":
         try:
             LearningRateVectorEnv(2, task, 2, gradients="batched").reset(seed=0)
-            reason = "its convolutions are faster one after another"
+            reason = "it has convolutions, or keeps much for its backward pass, and is faster so"
         except ValueError as error:
             reason = str(error)
         findings.remarks.append(f"Vector environments train one member after another (engine: looped): {reason}")

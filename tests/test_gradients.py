@@ -134,6 +134,28 @@ def test_the_right_engine_is_chosen(name: str) -> None:
     assert alone.engine == "looped"
 
 
+@pytest.mark.parametrize(("width", "expected"), [(2**9, "batched"), (2**13, "looped")])
+def test_what_keeps_much_for_its_backward_pass_is_looped_over(width: int, expected: str) -> None:
+    population = start(tiny_task(lambda: mlp(4, (width, 8), 3), batch_size=64), [0, 1])  # 64 activations of each hidden unit
+    population.begin()
+    assert population.engine == expected
+
+
+def test_a_model_that_differentiates_in_its_forward_pass_trains() -> None:
+    class OfItsGradient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            slopes: Tensor = torch.func.grad(lambda x: self.layer(x).tanh().sum())(inputs)
+            return self.layer(inputs + slopes)
+
+    population = start(tiny_task(OfItsGradient), [0, 1])
+    losses = advance(population, np.repeat(RATES[:, None], 2, axis=1))
+    np.testing.assert_allclose(losses[:, 1], train(tiny_task(OfItsGradient), 1, list(RATES)).losses, rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("num_members", [1, 3])
 @pytest.mark.parametrize("name", MODELS)

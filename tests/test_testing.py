@@ -363,7 +363,7 @@ REMARKS: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     ("batch norm", {"model": batch_norm}, ["depends on the others of its minibatch, as with BatchNorm"]),
     ("centred", {"model": Centred}, ["depends on the others of its minibatch", "In evaluation, an example's output depends on the others"]),
-    ("convolution", {"model": convolution}, ["(engine: looped): its convolutions are faster"]),
+    ("convolution", {"model": convolution}, ["(engine: looped): it has convolutions, or keeps much"]),
     ("dropout", {"model": dropout}, ["draws random numbers while it trains"]),
 ]
 

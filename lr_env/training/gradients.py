@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +26,10 @@ from lr_env.training.tracing import Argument, Backend, flat_graph, interpreted
 Engine: TypeAlias = Literal["auto", "batched", "looped"]
 Buffers: TypeAlias = dict[str, Tensor]
 ENGINES: tuple[Engine, ...] = ("auto", "batched", "looped")
+
+LARGEST_KEPT = 2**20
+"""Bytes that one member's forward pass keeps for its backward pass. Where they are more, as in a transformer's, all members' would pass through
+memory at every operation, and one member after another is faster on a CPU."""
 
 LARGEST_EVALUATED_SIDE_BY_SIDE = 2**14
 """Parameters of a model. A large one, and convolutions, see many examples at once in an evaluation; on a CPU, member by member is faster then."""
@@ -60,8 +65,8 @@ class GradientFunction:
         task: What is trained.
         model: Template whose structure is used; its parameters are not.
         num_members: N.
-        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works and the model has no convolutions, which are faster in a loop on a CPU,
-            ``"looped"`` elsewhere. Chosen on the first batch.
+        engine: ``"auto"`` takes ``"batched"`` for N > 1 where it works and is faster, ``"looped"`` elsewhere: on a CPU for convolutions, and for
+            models that keep more than :data:`LARGEST_KEPT`. Chosen on the first batch.
         backend: What runs the graph of one member, where members are looped over.
 
     Attributes:
@@ -233,7 +238,7 @@ class GradientFunction:
                 name = self._task.name
                 raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
             check = self.unseen(parameters, buffers, inputs, targets)
-            if self.engine == "batched" or (self.engine == "auto" and (parameters.is_cuda or not _has_convolutions(self.model))):
+            if self.engine == "batched" or (self.engine == "auto" and self._is_faster_batched(parameters, buffers, inputs, targets)):
                 reason = self._try_batched(parameters, buffers, inputs, targets, check)
                 if not reason:
                     return
@@ -296,6 +301,21 @@ class GradientFunction:
                 parameters, inputs, targets = (values.roll(shift, dims=0) for values in (parameters, inputs, targets))
                 return parameters, {name: buffer.roll(shift, dims=0) for name, buffer in buffers.items()}, inputs, targets
         return parameters, buffers, inputs, targets
+
+    def _is_faster_batched(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> bool:
+        if parameters.is_cuda:
+            return True
+        given = {tensor.untyped_storage().data_ptr() for tensor in (parameters, inputs, targets)}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with suppress(RuntimeError), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):  # torch.func in a model has none
+            self._single(parameters[0], _clone(buffers, 0), inputs[0], targets[0])
+        return not _has_convolutions(self.model) and sum(size for address, size in kept.items() if address not in given) <= LARGEST_KEPT
 
     def _single(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""
