@@ -156,7 +156,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     | ``lr_groups`` | ``"global"`` | parameter groups with rates of their own: ``"layer"`` (one for each module with parameters), ``"tensor"`` (one for each parameter), or lists of parameter names |
     | ``control_momentum`` | False | the action chooses the momentum or β₁ too |
     | ``circuit_breaker`` | False | True, or a mapping with ``threshold``, ``penalty``, ``time_constant``, ``deviations``: undoes steps that make the loss jump, see above |
-    | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed |
+    | ``gradients`` | ``"auto"`` | ``"batched"``, ``"looped"``: how a population's gradients are computed, all at once or one member after another; what is faster for the model, where it is not given |
     | ``variant`` | 0 | which variant of a family is trained |
     | ``dtype`` | ``"float32"`` | ``"float64"`` for exactness |
     | ``compile`` | False | ``True`` lets ``torch.compile``'s backend make kernels of the whole step; takes seconds at the first reset, needs a C++ compiler, and pays for long runs of many trainings |
