@@ -56,18 +56,18 @@ class EvaluationTrainings:
         num_variants: Of the task; N is a multiple of them.
         options: Of the training.
         mdp: The decision process that is trained in.
+        arguments: Of the environment that is trained in, the horizon among them; the decision process's own play no part.
     """
 
-    def __init__(self, task: str, num_variants: int, options: TrainingOptions, mdp: MDP) -> None:
-        self.task, self.num_variants, self.options = task, num_variants, options
+    def __init__(self, task: str, num_variants: int, options: TrainingOptions, mdp: MDP, arguments: Mapping[str, Any]) -> None:
+        self.task, self.num_variants, self.options, self.arguments = task, num_variants, options, arguments
         self.count = _multiple(options.evaluation_trainings, num_variants)
         self.seeds = role_seeds(options.seed, Role.EVALUATE, self.count)
         reward = mdp.to_dict()["reward"]
         self.loss_floor = reward.get("loss_floor", 0.0) if isinstance(reward, dict) and reward.get("kind", "log_loss") == "log_loss" else 0.0
         action = {"kind": "residual", "base": "constant", "decades": REFERENCE_DECADES}
-        self.reference_mdp = dataclasses.replace(
-            mdp, features=["progress"], action=action, initial_rate_decades=0.0, reward_on="final", steps_per_action=1
-        )
+        simple: dict[str, Any] = {"features": ["progress"], "lr_groups": "global", "control_momentum": False, "steps_per_action": 1}
+        self.reference_mdp = dataclasses.replace(mdp, action=action, initial_rate_decades=0.0, reward_on="final", **simple)
         self._environments: dict[str, LearningRateVectorEnv] = {}
 
     def run(self, bound: BoundController) -> Scores:
@@ -103,7 +103,7 @@ class EvaluationTrainings:
     def _environment(self, mdp: MDP, count: int) -> LearningRateVectorEnv:
         with interrupts_ignored():
             execution: dict[str, Any] = {"device": self.options.device, "num_processes": self.options.num_processes}
-            return LearningRateVectorEnv(count, self.task, self.options.horizon, **mdp.to_dict(), **execution)
+            return LearningRateVectorEnv(count, self.task, **(dict(self.arguments) | execution | mdp.to_dict()))
 
     def _reference(self, reference: Mapping[str, Any]) -> BoundController:
         return BoundController(ConstantAction(np.full(self.count, reference["action"])), self.reference_mdp)

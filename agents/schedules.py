@@ -64,18 +64,20 @@ class Schedule:
         return BoundController(self, MDP(optimizer=optimizer, features=["log_loss"], action="rate"))
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`. The state holds schedulers and step counts."""
+        """Rates ``(N, 1)``, float64; see :class:`lr_env.controllers.Controller`. The state holds step counts, and schedulers that look at losses."""
         observations = np.atleast_2d(observation)
         num_members = len(observations)
         starts = np.zeros(num_members, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(num_members)
         if state is None:
-            schedulers, steps, starts = np.full(num_members, None, object), np.zeros(num_members, np.int64), np.ones(num_members, bool)
+            steps, starts = np.zeros(num_members, np.int64), np.ones(num_members, bool)
         else:
-            schedulers, steps = state[0].copy(), np.where(starts, 0, state[1] + 1)
+            steps = np.where(starts, 0, state[0] + 1)
         if self._shared is None:
             self._shared = self._new_scheduler()
             self._shared_rates = [_rate(self._shared)]
         if isinstance(self._shared, ReduceLROnPlateau):
+            schedulers = np.full(num_members, None, object) if state is None else state[1].copy()
+            state = steps, schedulers
             for i in range(num_members):
                 if starts[i]:
                     schedulers[i] = self._new_scheduler()
@@ -83,13 +85,13 @@ class Schedule:
                     schedulers[i].step(10.0 ** float(observations[i, 0]))
             chosen = [_rate(scheduler) for scheduler in schedulers]
         else:  # it looks at nothing: at the same step all have the same rate, and one scheduler serves them
-            epochs = steps // self.steps_per_epoch
+            state, epochs = (steps,), steps // self.steps_per_epoch
             while len(self._shared_rates) <= epochs.max():
                 self._shared.step()
                 self._shared_rates.append(_rate(self._shared))
             chosen = [self._shared_rates[epoch] for epoch in epochs.tolist()]
         rates = np.array(chosen, np.float64)[:, None]
-        return (rates if np.ndim(observation) == 2 else rates[0]), (schedulers, steps)
+        return (rates if np.ndim(observation) == 2 else rates[0]), state
 
     def _new_scheduler(self) -> LRScheduler:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.initial_rate)

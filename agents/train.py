@@ -156,7 +156,8 @@ class Training:
             self.environment = LearningRateVectorEnv(num_trainings, trained, **arguments, **execution, autoreset_mode="SameStep")
         self.hyperparameters = self._hyperparameters()
         self.agent = self._make_agent()
-        self.evaluation = EvaluationTrainings(name, family.num_variants, options, self.environment.mdp)
+        self.agent.bind()  # now, not after hours, an error that it can't be a controller
+        self.evaluation = EvaluationTrainings(name, family.num_variants, options, self.environment.mdp, arguments)
         self.record = self._new_record(arguments)
         if self.checkpoint_path.exists():
             self._resume()
@@ -278,12 +279,12 @@ class Training:
             for name in given:
                 if name not in defaults:
                     raise unknown_name(f"hyperparameter of {options.algorithm}", name, defaults)
-            return defaults | given
+            return defaults | _integers(given, defaults)
         from agents.sb3 import default_hyperparameters
 
         defaults = default_hyperparameters(options.algorithm, self.num_envs, decisions, options.family is not None)
         policy = defaults["policy_kwargs"] | given.pop("policy_kwargs", {})
-        return defaults | {"device": options.device} | given | {"policy_kwargs": policy}
+        return defaults | {"device": options.device} | _integers(given, defaults) | {"policy_kwargs": policy}
 
     def _make_agent(self) -> Agent:
         options = self.options
@@ -361,6 +362,21 @@ class Training:
         finally:
             for name in names:
                 signal.signal(name, before[name])
+
+
+def _integers(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with whole numbers in place of such as 1e5, where the default is one.
+
+    Raises:
+        ValueError: If another number was given.
+    """
+    values = dict(given)
+    for name, value in given.items():
+        if type(defaults.get(name)) is int and isinstance(value, float):
+            if not value.is_integer():
+                raise ValueError(f"{name} must be a whole number, but {value!r} was given.")
+            values[name] = int(value)
+    return values
 
 
 def _summary_writer(folder: Path) -> Any:

@@ -115,7 +115,7 @@ class PolicyNetwork(nn.Module):
             nn.init.uniform_(last.weight, -3e-3, 3e-3)  # Lillicrap et al. 2015, section 7
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
-        self._affine = [(layer.weight, layer.bias) for layer in self.layers if isinstance(layer, nn.Linear)]
+        self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         self._addresses: list[int] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -148,20 +148,21 @@ class PolicyNetwork(nn.Module):
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
-        if observations.size == self.num_features and all(weight.numel() <= LARGEST_LAYER_OF_ONE for weight, _ in self._affine):
-            return self._predict_one(observations), state
+        affine = self._affine()
+        if observations.size == self.num_features and all(weight.numel() <= LARGEST_LAYER_OF_ONE for weight, _ in affine):
+            return self._predict_one(observations, affine), state
         with torch.no_grad():
             # What `forward` does; calls of modules would take longer than this.
             values, activate = torch.from_numpy(observations), torch.relu_ if self.activation == "relu" else torch.tanh_
-            for weight, bias in self._affine[:-1]:
+            for weight, bias in affine[:-1]:
                 values = activate(nn.functional.linear(values, weight, bias))
-            return _OUTPUTS[self.output](nn.functional.linear(values, *self._affine[-1])).numpy(), state
+            return _OUTPUTS[self.output](nn.functional.linear(values, *affine[-1])).numpy(), state
 
-    def _predict_one(self, observation: np.ndarray) -> np.ndarray:
+    def _predict_one(self, observation: np.ndarray, affine: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
         """The action of one observation ``(F,)`` or ``(1, F)``, by NumPy: PyTorch's calls would take several times as long."""
-        addresses = [tensor.data_ptr() for pair in self._affine for tensor in pair]
+        addresses = [tensor.data_ptr() for pair in affine for tensor in pair]
         if addresses != self._addresses:  # the weights are new, or others'
-            self._addresses, self._arrays = addresses, [(weight.detach().numpy(), bias.detach().numpy()) for weight, bias in self._affine]
+            self._addresses, self._arrays = addresses, [(weight.detach().numpy(), bias.detach().numpy()) for weight, bias in affine]
         values, activate = observation.reshape(-1), _ACTIVATIONS_OF_ONE[self.activation]
         with np.errstate(all="ignore"):  # as PyTorch
             for weight, bias in self._arrays[:-1]:
@@ -169,6 +170,10 @@ class PolicyNetwork(nn.Module):
             weight, bias = self._arrays[-1]
             action = _OUTPUTS_OF_ONE[self.output](weight @ values + bias)
         return action.reshape((*observation.shape[:-1], *action.shape))
+
+    def _affine(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of the layers; whoever loads or moves them may have put new tensors in their place."""
+        return [(layer.weight, layer.bias) for layer in self._linear]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_addresses": [], "_arrays": []}  # a copy's weights lie elsewhere

@@ -63,7 +63,7 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], 
     try:
         metadata = json.loads(header)
         found = (metadata.pop("kind"), metadata.pop("version"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise FileFormatError(f"The metadata of {target} are damaged: {error!r}. Save it again.") from error
     if found != (kind, FORMAT_VERSION):
         raise FileFormatError(f"{target} holds {found[0]!r} of version {found[1]!r}, but {kind!r} of version {FORMAT_VERSION} is needed.")

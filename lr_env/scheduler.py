@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, load_controller
 from lr_env.mdp import MDP, DecisionProcess
+from lr_env.mdp.actions import ResidualAction
 from lr_env.mdp.arrays import Array
 from lr_env.mdp.recording import Recorder
 from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
@@ -33,7 +34,7 @@ PRETRAINED = "pretrained"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 RETURNS_IN_A_ROW = 10
 """After so many, the circuit breaker takes a high loss for the new level."""
@@ -139,17 +140,14 @@ class ControllerLR(LRScheduler):
         self._scaler, self._fallback = scaler, fallback
         options = make_circuit_breaker(circuit_breaker)
         self._breaker = None if options is None else _Breaker(options, optimizer)
-        own = [float(group["lr"]) for group in optimizer.param_groups]
-        start = max(own) if initial_rate is None else float(initial_rate)
-        mdp = replace(self._bound.mdp, initial_rate=start, initial_rate_decades=0.0)
-        self._is_grouped = mdp.lr_groups != "global"
+        own = _initial_rates(optimizer)
+        self._is_grouped = self._bound.mdp.lr_groups != "global"
         self._ratios = [1.0 if self._is_grouped or max(own) == 0 else rate / max(own) for rate in own]
-        self._process = mdp.begin(len(own) if self._is_grouped else 1, self.total_steps, loss_lower_bound)
-        _refuse_unknown(self._process, mdp)
+        self._loss_lower_bound, self._compiles = loss_lower_bound, compile
+        self._begin(max(own) if initial_rate is None else float(initial_rate))
+        _refuse_unknown(self._process, self.mdp)
         self._signals = _measuring(optimizer, self._process, self._is_grouped, clip_norm, compile)
-        self._check_groups(mdp)
-        self._table = self._process.initial(1)
-        self._record, self._recorded = self._process.record(self._table), Recorder(self._table, compile)
+        self._check_groups(self.mdp)
         if self._is_grouped and initial_rate is None:
             self._begin_at(own)
         self._check_actions()
@@ -159,6 +157,7 @@ class ControllerLR(LRScheduler):
         self._steps_without_loss = 0
         self.returns = 0
         self.observation: np.ndarray | None = None
+        _unshare_rates(optimizer)
         for group, rate in zip(optimizer.param_groups, own, strict=True):
             group.setdefault("initial_lr", rate)
         self.base_lrs = list(own)
@@ -221,17 +220,22 @@ class ControllerLR(LRScheduler):
         return list(self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the future depends on, in plain data and tensors."""
-        state = self._state
+        """All that the future depends on, in plain data and tensors.
+
+        Raises:
+            TypeError: If the controller's own state is none of arrays of numbers.
+        """
         return {
             "version": STATE_VERSION,
             "last_epoch": self.last_epoch,
             "total_steps": self.total_steps,
             "_last_lr": list(self._last_lr),
+            "initial_rate": self.mdp.initial_rate,
+            "base_lrs": list(self.base_lrs),
             "ratios": list(self._ratios),
             "table": torch.from_numpy(self._table.copy()),
             "previous": {name: value.clone() for name, value in self._signals.previous.items()},
-            "controller_state": None if state is None else [torch.from_numpy(np.array(array)) for array in state],
+            "controller_state": None if self._state is None else _saved(self._state),
             "pending": [value.clone() for value in self._pending],
             "warned": list(self._warned),
             "returns": self.returns,
@@ -255,18 +259,38 @@ class ControllerLR(LRScheduler):
         if state_dict["total_steps"] != self.total_steps:
             raise ValueError(f"The state is one of total_steps={state_dict['total_steps']}, but total_steps={self.total_steps} was given.")
         self.last_epoch = self._step_count = int(state_dict["last_epoch"])
+        if state_dict["initial_rate"] != self.mdp.initial_rate:  # the optimizer's own rate has moved on
+            self._begin(float(state_dict["initial_rate"]))
+        self.base_lrs = list(state_dict["base_lrs"])
         self._ratios = [float(ratio) for ratio in state_dict["ratios"]]
-        self._table[:] = state_dict["table"].numpy()
+        self._table[:] = _array(state_dict["table"])
         for name, value in state_dict["previous"].items():
             self._signals.previous[name].copy_(value)
         arrays = state_dict["controller_state"]
-        self._state = None if arrays is None else tuple(array.numpy().copy() for array in arrays)
+        self._state = None if arrays is None else tuple(map(_array, arrays))
         self._pending = [value.clone() for value in state_dict["pending"]]
         self._warned = list(state_dict["warned"])
         self.returns = int(state_dict["returns"])
         if self._breaker is not None and state_dict["circuit_breaker"] is not None:
             self._breaker.load_state_dict(state_dict["circuit_breaker"])
         self._set(state_dict["_last_lr"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_record", "_recorded")}  # views into the table
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._look_at_table()
+
+    def _begin(self, rate: float) -> None:
+        """The decision process of a training that begins at this rate."""
+        mdp = replace(self._bound.mdp, initial_rate=rate, initial_rate_decades=0.0)
+        self._process = mdp.begin(len(self._ratios) if self._is_grouped else 1, self.total_steps, self._loss_lower_bound)
+        self._table = self._process.initial(1)
+        self._look_at_table()
+
+    def _look_at_table(self) -> None:
+        self._record, self._recorded = self._process.record(self._table), Recorder(self._table, self._compiles)
 
     def _measure_and_decide(self, losses: list[Tensor]) -> None:
         with torch.no_grad():
@@ -289,6 +313,7 @@ class ControllerLR(LRScheduler):
         loss = losses[0] if len(losses) == 1 else torch.cat([value.to(device) for value in losses]).mean(0, keepdim=True)
         signals = self._signals(loss, self._ratios)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            signals = signals.to(device)  # NCCL knows no other
             torch.distributed.all_reduce(signals)
             signals /= torch.distributed.get_world_size()
         measured: np.ndarray = signals.cpu().numpy()
@@ -310,8 +335,8 @@ class ControllerLR(LRScheduler):
                 action, self._state = self._bound.controller.predict(
                     self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
                 )
-                if np.isnan(action).any():
-                    self._warn_once("The controller gave an action that is not a number: the rate falls back. Look at its weights.")
+                if not np.isfinite(action).all():
+                    self._warn_once("The controller gave an action that is not a finite number: the rate falls back. Look at its weights.")
                     self._set_fallback_rates()
                     return
                 self._recorded(self._act_in, process.parse_actions(action, 1).T)
@@ -370,6 +395,12 @@ class ControllerLR(LRScheduler):
         lowest, highest = self._process.rates.lowest, self._process.rates.highest
         if not all(lowest <= rate <= highest for rate in rates):
             raise ValueError(f"The rates of the optimizer's groups must be within [{lowest}, {highest}], but they are {rates}.")
+        action = self._process.action
+        if isinstance(action, ResidualAction) and action.base != "sps" and action.rate is None and len(set(rates)) > 1:
+            raise ValueError(
+                f"The controller corrects one schedule for all groups, {action.base!r} from the initial rate, but its groups' rates "
+                f"are {rates}: give all the same rate, or initial_rate."
+            )
         self._record["log_rate"][:] = np.log10(rates)
         self._record["rates"][:] = rates
 
@@ -454,9 +485,17 @@ class _Breaker:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
-        self._level, self.in_a_row = None if state_dict["level"] is None else state_dict["level"].numpy().copy(), state_dict["in_a_row"]
-        self._table = state_dict["table"].numpy().copy()
+        self._level, self.in_a_row = None if state_dict["level"] is None else _array(state_dict["level"]), state_dict["in_a_row"]
+        self._table = _array(state_dict["table"])
         self._safe = [_cloned(part) for part in state_dict["safe"]]
+        for parameter, safe in zip(self._parameters(), self._safe, strict=False):  # a file may have been loaded to another device
+            present = self._optimizer.state.get(parameter, {})
+            for name in ("weights", "gradients"):
+                safe[name] = None if safe[name] is None else safe[name].to(parameter.device)
+            for name, value in safe["state"].items():
+                if isinstance(value, Tensor):
+                    like = present.get(name, torch.empty(()) if name == "step" else parameter)
+                    safe["state"][name] = value.to(like.device)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -467,6 +506,35 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _cloned(part) for name, part in value.items()}
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A copy of a tensor, wherever it was loaded to."""
+    array: np.ndarray = tensor.cpu().numpy()
+    return array.copy()
+
+
+def _saved(state: Sequence[Any]) -> list[Tensor]:
+    """A controller's own state as tensors."""
+    arrays = [np.array(part) for part in state]
+    if any(array.dtype.kind not in "biuf" for array in arrays):
+        raise TypeError("The controller's state can't be saved, as it holds other things than numbers: let predict() return a tuple of arrays.")
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The groups' rates; where a training before has ended at 0, those that it began with."""
+    return [float(group["lr"]) or float(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
+
+
+def _unshare_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each group a rate of its own where several have one tensor, that of the optimizer's defaults."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            if id(group["lr"]) in seen:
+                group["lr"] = group["lr"].clone()
+            seen.add(id(group["lr"]))
 
 
 def _check_optimizer(optimizer: object) -> None:

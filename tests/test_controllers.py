@@ -79,6 +79,12 @@ def test_altered_metadata(saved: Path, change: dict[str, object], message: str) 
         load_controller(saved)
 
 
+def test_deep_metadata(saved: Path) -> None:
+    save_file(read_file(saved, "controller")[1], saved, metadata={METADATA_KEY: "[" * 100_000})
+    with pytest.raises(FileFormatError, match="metadata"):
+        load_controller(saved)
+
+
 def test_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
@@ -161,6 +167,8 @@ def test_one_observation_sees_the_present_weights() -> None:
         copied.layers[-1].bias.add_(1.0)
     seen.append(check(copied))
     policy.load_state_dict(PolicyNetwork(3, 2, (8, 5), seed=7).state_dict())
+    seen.append(check(policy))
+    policy.load_state_dict(PolicyNetwork(3, 2, (8, 5), seed=9).state_dict(), assign=True)
     seen.append(check(policy))
     policy.share_memory()
     policy.layers[-1].weight.data = torch.ones(2, 5)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lr_env import MDP, BoundController, ControllerLR
-from tests.test_scheduler import ALL_OF_A_LOOP, bind
+from tests.test_scheduler import ALL_OF_A_LOOP, Case, bind
 
 transformers = pytest.importorskip("transformers")
 
 from accelerate.state import AcceleratorState  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments  # noqa: E402
 
-from lr_env.integrations.hugging_face import ControllerTrainer  # noqa: E402
+from lr_env.integrations.hugging_face import ControllerTrainer, _unscaled  # noqa: E402
 
 STEPS = 10
 
@@ -162,6 +162,22 @@ def test_a_scaler_s_gradients_are_seen_unscaled_and_unclipped(tmp_path: Path, mo
     assert run.trainer.accelerator.scaler.get_scale() < 2.0**21
     assert rates[0] == 1e-2  # not observed
     assert_same(rates, run.model, run.plain(dtype=torch.float16, scaler=scaler()))
+
+
+def test_gradients_of_a_return_are_scaled_again() -> None:
+    case = Case(action=0.0, circuit_breaker=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))  # makes its scale
+    for spoilt in (0.0, 0.0, 100.0):
+        loss = case.loss()
+        expected = [parameter.grad.clone() for parameter in case.model.parameters()]  # type: ignore[union-attr]
+        for parameter in case.model.parameters():
+            parameter.grad.mul_(1024)  # type: ignore[union-attr]
+        with _unscaled(case.optimizer, scaler):
+            case.controller.step(loss + spoilt)
+    assert case.controller.returns == 1
+    for parameter, gradient in zip(case.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, 1024 * gradient)
 
 
 def test_a_training_that_goes_on_from_a_checkpoint(tmp_path: Path) -> None:

@@ -178,6 +178,26 @@ def test_a_second_training_starts_anew() -> None:
     assert counts == [(3, 3)] * 2
 
 
+@pytest.mark.filterwarnings("ignore:.*test_dataloader.*", "ignore:Checkpoint directory .* exists and is not empty")
+def test_a_checkpoint_after_a_test_holds_the_controller(tmp_path: Path) -> None:
+    class Tested(Module):
+        def test_step(self, batch: list[Tensor], index: int) -> None:
+            self.loss(batch)
+
+    callback = ControllerCallback(controller(), total_steps=2 * BATCHES)
+    first = trainer([callback], max_epochs=1)
+    first.fit(module := Tested(), batches())
+    first.test(module, batches(), verbose=False)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = ControllerCallback(controller(), total_steps=2 * BATCHES)
+    trainer([second], max_epochs=2).fit(Tested(), batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert second.controller_lr.last_epoch == 2 * BATCHES  # type: ignore[union-attr]
+    trainer([], max_epochs=1).fit(without := Tested(), batches())
+    without.trainer.save_checkpoint(tmp_path / "without.ckpt")
+    with pytest.warns(UserWarning, match="begins anew"):
+        trainer([second], max_epochs=2).fit(Tested(), batches(), ckpt_path=tmp_path / "without.ckpt", weights_only=True)
+
+
 def test_options_of_controller_lr() -> None:
     callback = fit(callback=ControllerCallback(controller(), initial_rate=0.05, total_steps=100))[2]
     assert callback.controller_lr.total_steps == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from itertools import islice
@@ -155,6 +156,17 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted() -> No
         getattr(resumed, name).load_state_dict(getattr(part, name).state_dict())
     assert [resumed.step() for _ in range(7)] == rates[5:]
     np.testing.assert_array_equal(resumed.controller.observation, whole.controller.observation)
+
+
+def test_a_copy_has_a_kernel_of_its_own() -> None:
+    case, other = Case(action=0.1, compile=True), Case(action=0.1, compile=True)
+    for _ in range(3):
+        assert case.step() == other.step()
+    copied = copy.deepcopy(case)
+    observations = [[each.step() and each.controller.observation for _ in range(4)] for each in (copied, case, other)]
+    for found in observations[:2]:
+        np.testing.assert_array_equal(found, observations[2])
+    assert copied.controller._signals._kernel not in (None, case.controller._signals._kernel)
 
 
 def test_numbers_that_are_not_finite() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -416,11 +418,26 @@ def test_loading_a_model(tmp_path: Path) -> None:
         load_model("td3", tmp_path / "missing.zip")
     with pytest.raises(ValueError, match="Unknown algorithm"):
         load_model("trpo", tmp_path / "model.zip")
-    for name, content in {"other": None, "damaged": b"nothing"}.items():
+    saved = (tmp_path / "model.zip").read_bytes()
+    for name, content in {"other": saved, "damaged": b"nothing", "cut": saved[: len(saved) // 2]}.items():
         path = tmp_path / f"{name}.zip"
-        path.write_bytes(content or (tmp_path / "model.zip").read_bytes())
+        path.write_bytes(content)
         with pytest.raises(ValueError, match="no model of ppo"):
             load_model("ppo", path)
+    with zipfile.ZipFile(tmp_path / "spoilt.zip", "w") as spoilt, zipfile.ZipFile(tmp_path / "model.zip") as model_file:
+        for name in model_file.namelist():
+            spoilt.writestr(name, b"nothing" if name == "policy.pth" else model_file.read(name))
+    with pytest.raises(ValueError, match="no model of td3"):
+        load_model("td3", tmp_path / "spoilt.zip")
+
+
+def test_loading_a_model_leaves_the_global_generators_alone(tmp_path: Path) -> None:
+    make_model("ppo").save(tmp_path / "model.zip")
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()  # type: ignore[index, union-attr]
+    load_model("ppo", tmp_path / "model.zip")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tobytes(), random.getstate())  # type: ignore[index, union-attr]
 
 
 def test_rewards_are_scaled_for_each_variant() -> None:

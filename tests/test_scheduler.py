@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,6 +21,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agents.schedules import cosine, reduce_on_plateau
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork, SharedGroupController, make_task, save_controller
 from lr_env.training import torch_directions
 from tests.rollouts import tiny_task
@@ -133,6 +136,43 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted(name: s
     second.run(islice(task.batches(3), 77, 200))
     np.testing.assert_array_equal(np.array(first.observations + second.observations), np.array(whole.observations))
     assert first.rates + second.rates == whole.rates
+
+
+@pytest.mark.parametrize("action", [{"kind": "residual", "base": "cosine"}, "rate"], ids=["cosine", "rate"])
+def test_a_resumed_training_may_begin_with_the_optimizer_s_state(action: Any) -> None:
+    """Its rate is then the one that the training has come to, 0 perhaps, and not the first."""
+    bound = cosine(0.5, 20).bind() if action == "rate" else BoundController(Constant(0.0), MDP(action=action))
+
+    def make() -> tuple[nn.Linear, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        return model, torch.optim.SGD(model.parameters(), 0.5)
+
+    def run(model: nn.Linear, optimizer: torch.optim.Optimizer, controller: ControllerLR, steps: range) -> list[float]:
+        rates = []
+        for _ in steps:
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            controller.step(loss)
+            optimizer.step()
+            rates.append(float(controller.get_last_lr()[0]))
+        return rates
+
+    whole = run(*(made := make()), ControllerLR(made[1], bound, total_steps=20), range(20))
+    model, optimizer = make()
+    controller = ControllerLR(optimizer, bound, total_steps=20)
+    first = run(model, optimizer, controller, range(12))
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), controller.state_dict()])
+    saved[1]["param_groups"][0]["lr"] *= 0 if action == "rate" else 1
+    model, optimizer = make()
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    controller = ControllerLR(optimizer, bound, total_steps=20)
+    controller.load_state_dict(saved[2])
+    assert first + run(model, optimizer, controller, range(12, 20)) == whole
+    assert controller.base_lrs == [0.5]
+    assert len(set(whole)) == 20
 
 
 def test_a_schedule_with_a_rate_of_its_own_does_not_depend_on_the_first_rate() -> None:
@@ -347,6 +387,21 @@ def test_a_tensor_rate_is_updated_in_place() -> None:
     assert case.optimizer.param_groups[0]["lr"] is tensor
 
 
+def test_groups_that_share_a_tensor_get_rates_of_their_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    names = [[f"{layer}.{part}" for part in ("weight", "bias")] for layer in range(2)]
+    bound = BoundController(Constant(), MDP(lr_groups=names))
+    bound.controller.predict = lambda observation, state, **_: (np.array([[1.0, -1.0]]), None)  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD([{"params": layer.parameters()} for layer in model], torch.tensor(0.1, dtype=torch.float64))
+    controller = ControllerLR(optimizer, bound, total_steps=10)
+    loss = model(torch.ones(2, 4)).square().mean()
+    loss.backward()
+    controller.step(loss)
+    first, second = controller.get_last_lr()
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [first, second]
+    assert first > 0.1 > second
+
+
 def two_groups(model: nn.Sequential) -> list[dict[str, Any]]:
     return [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[2].parameters()}]
 
@@ -382,6 +437,15 @@ def test_each_group_its_own_rate_as_in_the_environment() -> None:
     assert len(set(map(float, loop.controller.get_last_lr()))) == 2
     with pytest.raises(ValueError, match="as many parameter groups"):
         Loop(task, OPTIMIZERS["sgd"][1], bound, 40)
+
+
+def test_groups_that_begin_at_several_rates_under_one_schedule_are_refused() -> None:
+    mdp = MDP(optimizer="momentum", lr_groups=[["a"], ["b"]], action={"kind": "residual", "base": "cosine"})
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:]}], 0.01, momentum=0.9)
+    with pytest.raises(ValueError, match="one schedule for all groups, 'cosine'"):
+        ControllerLR(optimizer, bind(mdp, 2), total_steps=10)
+    ControllerLR(optimizer, bind(mdp, 2), total_steps=10, initial_rate=0.1)
 
 
 def test_the_start_is_the_optimizer_s_own_rate() -> None:
@@ -429,9 +493,10 @@ def test_fallback_schedule() -> None:
     assert case.controller.get_last_lr()[1] == pytest.approx(0.1 * 10**0.1)
 
 
-def test_an_action_that_is_not_a_number_warns_once() -> None:
-    case = Case(action=math.nan)
-    with pytest.warns(UserWarning, match="not a number"):
+@pytest.mark.parametrize("action", [math.nan, math.inf])
+def test_an_action_that_is_not_a_finite_number_warns_once(action: float) -> None:
+    case = Case(action=action)
+    with pytest.warns(UserWarning, match="not a finite number"):
         case.step()
     assert case.step() == pytest.approx(0.1)
 
@@ -542,6 +607,32 @@ def test_state_is_plain_and_does_not_fit_everywhere() -> None:
         Case().controller.load_state_dict({})
 
 
+def test_a_schedule_is_saved_but_not_one_that_keeps_objects() -> None:
+    for schedule, expected in ((cosine(0.1, 100), 3), (reduce_on_plateau(0.1, 100), None)):
+        case = Case()
+        case.controller = ControllerLR(case.optimizer, schedule.bind("momentum"), total_steps=100)
+        for _ in range(3):
+            case.step()
+        if expected is None:
+            with pytest.raises(TypeError, match="state can't be saved"):
+                case.controller.state_dict()
+        else:
+            assert case.controller.state_dict()["controller_state"] == [torch.tensor([expected - 1])]
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_goes_on_by_itself(how: str) -> None:
+    case, other = Case(action=0.1, circuit_breaker=True), Case(action=0.1, circuit_breaker=True)
+    for _ in range(3):
+        assert case.step() == other.step()
+    copied = copy.deepcopy(case) if how == "deepcopy" else pickle.loads(pickle.dumps(case))
+    rates = [other.step() for _ in range(4)]
+    for each in (copied, case):
+        assert [each.step() for _ in range(4)] == rates
+        assert all(torch.equal(*pair) for pair in zip(everything(each), everything(other), strict=True))
+    assert len(set(rates)) == 4
+
+
 def test_a_state_does_not_change_afterwards() -> None:
     case = Case()
     case.step()
@@ -603,6 +694,23 @@ def test_parameters_that_can_t_be_measured_are_refused() -> None:
     refuse(torch.optim.SGD([nn.Parameter(torch.ones(2), requires_grad=False)], 0.1), "no parameters")
 
 
+def test_sparse_gradients_with_momentum() -> None:
+    torch.manual_seed(0)
+    rates = []
+    for sparse in (True, False):
+        model = nn.Embedding(10, 3, sparse=sparse, _weight=torch.linspace(-1, 1, 30).view(10, 3))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        controller = ControllerLR(optimizer, bind(MDP(optimizer="momentum", features=ALL_OF_A_LOOP)), total_steps=10)
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.tensor([step, 3])).square().mean()
+            loss.backward()
+            controller.step(loss)
+            optimizer.step()
+        rates.append(controller.get_last_lr())
+    assert rates[0] == rates[1]
+
+
 def test_other_wrong_arguments_are_refused() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
     refuse("sgd", "torch.optim.Optimizer", TypeError)
@@ -655,6 +763,17 @@ def test_a_file(tmp_path: Path) -> None:
 def test_pretrained_is_of_the_optimizers_kind(make: Callable[..., torch.optim.Optimizer], trained_for: str) -> None:
     controller = ControllerLR(make([nn.Parameter(torch.ones(2))], 0.001), "pretrained", total_steps=10)
     assert controller.mdp.optimizer == trained_for
+
+
+def test_pretrained_looks_into_wrapped_optimizers() -> None:
+    class Wrapped(torch.optim.Optimizer):
+        """As accelerate's."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer, self.param_groups, self.state, self.defaults = optimizer, optimizer.param_groups, optimizer.state, optimizer.defaults
+
+    inner = torch.optim.AdamW(nn.Linear(2, 2).parameters())
+    assert ControllerLR(Wrapped(inner), "pretrained", total_steps=10).mdp.optimizer == "adamw"
 
 
 def test_pretrained_is_refused_for_others() -> None:

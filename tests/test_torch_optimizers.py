@@ -51,6 +51,26 @@ def test_features_are_those_of_the_same_optimizer_by_name(name: str) -> None:
     np.testing.assert_allclose(*[np.array(rollout.observations) for rollout in rollouts], rtol=1e-5, atol=1e-6)
 
 
+class Damped(torch.optim.SGD):
+    """With an attribute of its own, which PyTorch does not copy."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.damping = 0.5
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.mul_(self.damping)
+        super().step()
+
+
+def test_an_optimizer_with_attributes_of_its_own() -> None:
+    options: dict[str, Any] = {"task": tiny_task(horizon=5), "features": ["scale_free"], "action": "rate"}
+    damped = roll_out(gym.make("LearningRate-v0", optimizer=Damped, **options), np.full((5, 1), 0.2))
+    plain = roll_out(gym.make("LearningRate-v0", optimizer="sgd", **options), np.full((5, 1), 0.1))
+    np.testing.assert_allclose(damped.values("loss"), plain.values("loss"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_branches_and_automatic_resets(mode: str) -> None:
     def make() -> LearningRateVectorEnv:

@@ -213,6 +213,18 @@ def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
     assert training.agent.bind().controller.hidden == (8,)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("environment", [("lr_groups=layer",), ("control_momentum=true",), ("horizon=7",)])
+def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_path: Path) -> None:
+    training = Training(
+        options(tmp_path, steps=80, optimizer="momentum", environment=environment, horizon=None, hyperparameters=("n_steps=1e1", "batch_size=4e1"))
+    )
+    training.run()
+    evaluated = {environment.episodes.horizons.max() for environment in training.evaluation._environments.values()}
+    assert evaluated == {training.environment.episodes.horizons.max()}
+    assert training.hyperparameters["n_steps"] == 10
+    assert training.record["history"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -238,6 +250,9 @@ def test_hyperparameters_are_overridden(tmp_path: Path) -> None:
         ({"hyperparameters": ("discount=x",), "algorithm": "ddpg"}, "wrong type"),
         ({"hyperparameters": ("discont=2",), "algorithm": "ddpg"}, "Did you mean 'discount'"),
         ({"environment": ("horizonn=3",)}, "Did you mean 'horizon'"),
+        ({"hyperparameters": ("use_sde=true",)}, "can't be exported"),
+        ({"hyperparameters": ("batch_size=1.5",)}, "batch_size must be a whole number, but 1.5"),
+        ({"hyperparameters": ("batch_size=0.5",), "algorithm": "ddpg"}, "batch_size must be a whole number, but 0.5"),
         ({"scale_rewards": True, "algorithm": "ddpg", "hyperparameters": ()}, "reward_scale"),
         ({"scale_rewards": True, "algorithm": "actor-critic", "hyperparameters": ()}, "scale_rewards is for Stable-Baselines3"),
         ({"paired": True, "algorithm": "dqn", "hyperparameters": ()}, "paired is for a2c, ppo, sac and td3"),

@@ -12,6 +12,7 @@ import stable_baselines3
 from lr_env.checks import unknown_name
 from lr_env.controllers import Activation, BoundController, Output, PolicyNetwork
 from lr_env.mdp import MDP
+from lr_env.seeding import preserved_global_generators
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -130,8 +131,9 @@ def load_model(algorithm: str, path: str | os.PathLike[str]) -> BaseAlgorithm:
         raise FileNotFoundError(f"There is no file {os.fspath(path)}.")
     kind: type[BaseAlgorithm] = getattr(stable_baselines3, algorithm.upper())
     try:
-        return kind.load(Path(path), device="cpu", replay_buffer_class=None)  # else SB3 warns of the one that it chose itself for n_steps
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        with preserved_global_generators():
+            return kind.load(Path(path), device="cpu", replay_buffer_class=None)  # else SB3 warns of the one that it chose itself for n_steps
+    except Exception as error:  # whatever is in the file
         raise ValueError(f"{os.fspath(path)} is no model of {algorithm} that SB3 saved: {error!r}.") from error
 
 

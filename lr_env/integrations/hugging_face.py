@@ -93,8 +93,11 @@ def _unscaled(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | N
     if scaler is None:
         yield
         return
-    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
     scale = scaler.get_scale()
-    torch._foreach_mul_(gradients, 1 / scale)
+    torch._foreach_mul_(_gradients(optimizer), 1 / scale)
     yield
-    torch._foreach_mul_(gradients, scale)
+    torch._foreach_mul_(_gradients(optimizer), scale)  # perhaps others than before: those of the safe state
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter.grad for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class ControllerCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the last training; a checkpoint is loaded after this."""
-        self._saved = self.controller_lr = None
+        if stage == "fit":
+            self._saved = self.controller_lr = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the optimizer.
@@ -70,6 +72,8 @@ class ControllerCallback(Callback):
         self.controller_lr = ControllerLR(optimizer, self._controller, **options)
         if self._saved is not None:
             self.controller_lr.load_state_dict(self._saved)
+        elif trainer.ckpt_path is not None:
+            warnings.warn("The checkpoint holds no state of ControllerCallback: the controller begins anew.", UserWarning, stacklevel=2)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Takes in the loss of a micro-batch, which arrives divided and scaled."""

@@ -24,8 +24,9 @@ def load_pretrained(optimizer: torch.optim.Optimizer) -> BoundController:
     Raises:
         ValueError: If there is none for it.
     """
+    inner = getattr(optimizer, "optimizer", optimizer)  # frameworks put optimizers into others
     for kinds, file in FILES:
-        if isinstance(optimizer, kinds):
+        if isinstance(inner, kinds):
             return load_controller(Path(__file__).parent / file)
     known = ", ".join(kind.__name__ for kinds, _ in FILES for kind in kinds)
     raise ValueError(

@@ -8,7 +8,6 @@ of vectors that exist already, as SGD's, without making it. The same pass stores
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -25,6 +24,7 @@ from lr_env.training.gradients import ParameterLayout
 from lr_env.training.loop_kernel import SIGNALS, LoopKernel, is_known
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
 from lr_env.training.signals import DIRECTION_SIGNALS, Groups, Step, measure, signal_rows, signal_values
+from lr_env.training.torch_optimizers import copied_optimizer
 from lr_env.training.tracing import require_compiler
 
 ParameterGroup: TypeAlias = Mapping[str, Any]
@@ -125,6 +125,7 @@ class Piece:
 
     def of(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         """What it takes of its parameters' tensors, ``(1, p)``, of the type of ``like``."""
+        tensors = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]  # momentum of sparse gradients is sparse
         joined = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
         return (joined if self.inner is None else joined[self.inner]).to(like).unsqueeze(0)
 
@@ -310,7 +311,7 @@ class UnitSteps:
     def begin(self, ratios: Sequence[float], factor: Tensor | None) -> None:
         """See :class:`Directions`."""
         known: dict[int, Any] = {}
-        twin = copy.deepcopy(self._optimizer, known)
+        twin = copied_optimizer(self._optimizer, known)
         for group, ratio in zip(twin.param_groups, ratios, strict=True):
             group["lr"] = torch.full_like(group["lr"], ratio) if isinstance(group["lr"], Tensor) else ratio
         for mine in (parameter for group in self._optimizer.param_groups for parameter in group["params"]):
@@ -395,6 +396,13 @@ class LoopSignals:
         self._latest_gradients = self._latest_directions = self._like
         self._group_of = group_of
         self._kernel = self._make_kernel(sizes) if has_kernel else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kernel": self._kernel is not None}  # it holds addresses
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kernel = self._make_kernel([parameter.numel() for parameter in self._parameters]) if state["_kernel"] else None
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.

@@ -45,6 +45,7 @@ class TorchOptimizer:
         try:
             optimizer = _in_training(factory([{"params": [weight]}]))
             optimizer.step()
+            copied_optimizer(optimizer, {}).step()  # as features need it
         except Exception as error:
             raise ValueError(
                 f"The optimizer factory does not work: {type(error).__name__}: {error}. It must make an optimizer of parameter groups, "
@@ -95,7 +96,9 @@ class MemberOptimizers:
         ones, result = [1.0] * len(self._groups), parameters.clone()
         for i, member in enumerate(self._members):
             if i not in self.resting:
-                result[i] = self._step(copy.deepcopy(member), parameters[i], gradients[i], ones)
+                known: dict[int, Any] = {}
+                weights, twin = copy.deepcopy(member[0], known), copied_optimizer(member[1], known)
+                result[i] = self._step((weights, twin), parameters[i], gradients[i], ones)
         return parameters - result
 
     def evaluated(self, parameters: Tensor) -> Tensor:
@@ -137,6 +140,15 @@ class MemberOptimizers:
         with torch.no_grad():
             for name, view in self._layout.views(row).items():
                 weights[name].copy_(view)
+
+
+def copied_optimizer(optimizer: Any, known: dict[int, Any]) -> Any:
+    """A deep copy, with its parameters' in ``known``: of the attributes that a class adds, ``Optimizer.__getstate__`` would keep none."""
+    twin = copy.deepcopy(optimizer, known)
+    for name, value in vars(optimizer).items():
+        if name not in vars(twin) and name != "step":  # which schedulers put there, with the optimizer itself
+            setattr(twin, name, copy.deepcopy(value, known))
+    return twin
 
 
 def _in_training(optimizer: Any) -> Any:
