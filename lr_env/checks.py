@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
+
+import numpy as np
 
 
 def unknown_name(what: str, given: object, valid: Iterable[str]) -> ValueError:
@@ -42,6 +44,28 @@ def number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but {value!r} was given.")
     return float(value)
+
+
+def options_of(what: str, specification: object) -> dict[str, Any]:
+    """Options by name, of a mapping as it is, and of a name as the option ``kind``.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(specification, str):
+        return {"kind": specification}
+    if not isinstance(specification, Mapping):
+        raise TypeError(f"{what} must be a name or a mapping of options with its kind, but {specification!r} was given.")
+    return dict(specification)
+
+
+def plain(value: Any) -> Any:
+    """Mappings, sequences and NumPy's numbers as JSON-ready data."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return [plain(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def number_within(name: str, value: object, lowest: float, highest: float) -> float:

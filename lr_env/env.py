@@ -281,15 +281,33 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         return render_training(losses, rates, self.episodes.horizon, self.mdp.steps_per_action)
 
     def evaluate(self, split: SplitName) -> Evaluation:
-        """Mean loss ``(1,)`` and metric ``(1,)`` of the present weights over a split: ``"train"``, ``"validation"`` or ``"test"``."""
+        """Mean loss ``(1,)`` and metric ``(1,)`` of the present weights over a split: ``"train"``, ``"validation"`` or ``"test"``.
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        if self._state == "new":
+            raise ResetNeeded("Call reset() before evaluate().")
         return self.episodes.evaluate(split)
 
     def get_state(self) -> dict[str, Any]:
-        """The whole state of the training, to be put back by :meth:`set_state`: branch a training and ask "what if"."""
+        """The whole state of the training, to be put back by :meth:`set_state`: branch a training and ask "what if".
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        if self._state == "new":
+            raise ResetNeeded("Call reset() before get_state().")
         return {"episodes": self.episodes.get_state(self._members), "state": self._state, "history": list(self._history)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Puts back what :meth:`get_state` returned, here or in another environment made with the same arguments."""
+        """Puts back what :meth:`get_state` returned, here or in another environment made with the same arguments.
+
+        Raises:
+            ValueError: If it was taken without a render mode and this environment has one.
+        """
+        if self.render_mode is not None and not state["history"]:
+            raise ValueError("The state has no history to render: it was taken from an environment without a render mode. Make both with one.")
         self.episodes.set_state(state["episodes"], self._members)
         self._state, self._history = state["state"], list(state["history"])
 

@@ -87,6 +87,10 @@ class Outcome:
         """The same in fresh arrays."""
         return Outcome(**{field.name: getattr(self, field.name).copy() for field in fields(self)})
 
+    def of(self, members: np.ndarray) -> Outcome:
+        """That of members ``(K,)``."""
+        return Outcome(**{field.name: getattr(self, field.name)[members] for field in fields(self)})
+
     def without_events(self) -> Outcome:
         """Where all members are, with nothing having happened to them."""
         nothing = {name: np.zeros_like(getattr(self, name)) for name in ("rewards", "terminated", "truncated", "diverged", "rolled_back")}
@@ -395,8 +399,8 @@ class Episodes:
             reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
             reported[1:3, :, others] = 0  # the others' last reward and divergence
         losses, rewards, diverged = reported[:3, 0]
-        nobody = np.zeros(self.num_members, bool)
-        return Outcome(observations, rewards, nobody, nobody, diverged > 0, losses, reported[3].T, self.population.steps.copy(), nobody)
+        terminated, truncated, rolled_back = np.zeros((3, self.num_members), bool)
+        return Outcome(observations, rewards, terminated, truncated, diverged > 0, losses, reported[3].T, self.population.steps.copy(), rolled_back)
 
     def _pass(self, work: _Pass) -> tuple[np.ndarray, np.ndarray]:
         """The process on NumPy's arrays around the population's graph; observations ``(N, F)`` and the reported rows ``(4, G, N)``."""

@@ -39,7 +39,8 @@ def make_episodes(
         horizon: SGD steps of an episode; None for each task's default.
         execution: How trainings are computed; None for the defaults.
         variant: The family's variant of all members; None for variant i mod ``num_variants`` of member i.
-        num_processes: Processes over which members are spread, each with ``execution.num_threads``; with 1, there is none but this.
+        num_processes: Processes over which members are spread, each with ``execution.num_threads``; with 1, there is none but this. With several
+            threads each, processes import the main module anew: a script needs ``if __name__ == "__main__":``.
 
     Raises:
         TypeError: If the task is none.
@@ -55,6 +56,8 @@ def make_episodes(
     optimizers = [family.optimizers[variant] for variant in np.unique(variants)]
     if optimizers[0] is not None and all(optimizer == optimizers[0] for optimizer in optimizers):
         mdp = replace(mdp, optimizer=optimizers[0])  # then it is that of all
+    if family.initial_rate_decades:
+        mdp = replace(mdp, initial_rate_decades=family.initial_rate_decades)
     if num_processes == 1:
         return _make_local(family, variants, mdp, horizon, execution)
     shares = np.array_split(np.arange(num_members), num_processes)
@@ -147,7 +150,7 @@ class EpisodeGroups:
         for member in members.tolist():
             group, local = self._find(member)
             states.append(self._call("get_state", [(local,) if index == group else None for index in range(len(self._groups))])[group])
-        return {"variants": self.variants[members], "members": states}
+        return {"variants": self.variants[members], "members": states, "outcome": None if self._outcome is None else self._outcome.of(members)}
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """See :class:`lr_env.episodes.Episodes`.
@@ -161,6 +164,9 @@ class EpisodeGroups:
         for member, own_state in zip(members.tolist(), state["members"], strict=True):
             group, local = self._find(member)
             self._call("set_state", [(own_state, local) if index == group else None for index in range(len(self._groups))])
+        if state["outcome"] is not None:
+            self._outcome = self._whole(state["outcome"])
+            self._outcome.write(members, state["outcome"])
 
     def close(self) -> None:
         """Ends the processes."""
@@ -195,17 +201,19 @@ class EpisodeGroups:
     def _joined(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> Outcome:
         """The outcomes of a method of the groups as one; members of groups without arguments are as they were, without reward."""
         outcomes: list[Outcome | None] = self._call(method, arguments)
-        if self._outcome is None:
-            example = next(outcome for outcome in outcomes if outcome is not None)
-            empty = {field.name: getattr(example, field.name) for field in fields(Outcome)}
-            whole = Outcome(**{name: np.zeros((self.num_members, *value.shape[1:]), value.dtype) for name, value in empty.items()})
-        else:
-            whole = self._outcome.without_events()
+        whole = self._whole(next(outcome for outcome in outcomes if outcome is not None))
         for (_, own), outcome in zip(self._groups, outcomes, strict=True):
             if outcome is not None:
                 whole.write(own, outcome)
         self._outcome = whole
         return whole.copy()
+
+    def _whole(self, example: Outcome) -> Outcome:
+        """Where all members are, with nothing having happened to them; at nothing yet before there is an outcome."""
+        if self._outcome is not None:
+            return self._outcome.without_events().copy()
+        empty = {field.name: getattr(example, field.name) for field in fields(Outcome)}
+        return Outcome(**{name: np.zeros((self.num_members, *value.shape[1:]), value.dtype) for name, value in empty.items()})
 
 
 class RemoteEpisodes:
@@ -223,9 +231,11 @@ class RemoteEpisodes:
     """
 
     def __init__(self, family: TaskFamily, variants: np.ndarray, mdp: MDP, horizon: int | None, execution: Execution) -> None:
-        self._connection, other = multiprocessing.Pipe()
+        # A process that is forked can't use several threads where this one has: it would wait for them for ever.
+        context: Any = multiprocessing.get_context("spawn" if execution.num_threads > 1 else None)
+        self._connection, other = context.Pipe()
         arguments = CloudpickleWrapper(lambda: _make_local(family, variants, mdp, horizon, execution))  # type: ignore[type-var]  # it is for environments, but pickles any function
-        self._process = multiprocessing.Process(target=_serve, args=(other, self._connection, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, self._connection, arguments), daemon=True)
         self._process.start()
         other.close()
         self.lower_bounds, self.horizons, self.parameter_groups = self.receive()

@@ -170,7 +170,13 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self.episodes.close()
 
     def evaluate(self, split: SplitName) -> Evaluation:
-        """Mean loss ``(N,)`` and metric ``(N,)`` of the present weights over a split."""
+        """Mean loss ``(N,)`` and metric ``(N,)`` of the present weights over a split.
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        if self._is_new:
+            raise ResetNeeded("Call reset() before evaluate().")
         return self.episodes.evaluate(split)
 
     def get_state(self, members: Sequence[int] | None = None) -> dict[str, Any]:
@@ -178,7 +184,12 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
         Args:
             members: Indices of members; a repeated index copies one member several times.
+
+        Raises:
+            ResetNeeded: Before the first reset.
         """
+        if self._is_new:
+            raise ResetNeeded("Call reset() before get_state().")
         chosen = self._check_members(members)
         return {
             "episodes": self.episodes.get_state(chosen),
@@ -190,11 +201,13 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """Puts back what :meth:`get_state` returned, into these members or all.
 
         Raises:
-            ValueError: If the state holds another number of members.
+            ValueError: If the state holds another number of members, or was taken without a render mode and this environment has one.
         """
         chosen = self._check_members(members)
         if len(state["ended"]) != len(chosen):
             raise ValueError(f"The state holds {len(state['ended'])} members, but {len(chosen)} are to be set.")
+        if self.render_mode is not None and not all(state["histories"]):
+            raise ValueError("The state has no history to render: it was taken from an environment without a render mode. Make both with one.")
         self.episodes.set_state(state["episodes"], chosen)
         self._ended[chosen] = state["ended"]
         for member, history in zip(chosen, state["histories"], strict=True):
@@ -222,8 +235,15 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         for member in ended:
             self._histories[member] = []
         outcome = self.episodes.begin(ended)
-        info = self._info(None, outcome, recorded=ended)
-        info |= {"final_obs": final_observations, "_final_obs": self._ended.copy(), "final_info": final_info, "_final_info": self._ended.copy()}
+        present = self._info(None, outcome, recorded=ended)
+        if "rolled_back" in info:  # also by those whose trainings go on
+            present["rolled_back"] = np.where(self._ended, False, info["rolled_back"])
+        info = present | {
+            "final_obs": final_observations,
+            "_final_obs": self._ended.copy(),
+            "final_info": final_info,
+            "_final_info": self._ended.copy(),
+        }
         self._ended = np.zeros(self.num_envs, bool)
         return outcome.observations, info
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lr_env import LearningRateEnv, LearningRateVectorEnv, Task, TaskFamily
+from lr_env import MDP, LearningRateEnv, LearningRateVectorEnv, Task, TaskFamily
 from lr_env.tasks import Data, Split
 from tests.rollouts import Rollout, assert_same_bits, continue_with, roll_out, tiny_task
 
@@ -44,6 +45,13 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"horizon": True}, ValueError, ["True was given"]),
     ({"steps_per_action": 0}, ValueError, ["steps_per_action must be an integer >= 1", "0 was given"]),
     ({"steps_per_action": 1.5}, ValueError, ["1.5 was given"]),
+    ({"lr_min": "0.1"}, TypeError, ["lr_min must be a number, but '0.1' was given"]),
+    ({"initial_rate": "0.1"}, TypeError, ["initial_rate must be a number"]),
+    ({"features": 5}, TypeError, ["features must be a name or a list of names, but 5 was given"]),
+    ({"action": None}, TypeError, ["action must be a name or a mapping of options with its kind, but None was given"]),
+    ({"action": {"kind": "relative", "max_change": True}}, TypeError, ["max_change must be a number, but True was given"]),
+    ({"reward": None}, TypeError, ["reward must be a name or a mapping"]),
+    ({"reward": {"loss_floor": "a"}}, TypeError, ["loss_floor must be a number, but 'a' was given"]),
     ({"render_mode": "human"}, ValueError, ["'rgb_array'", "'human' was given"]),
 ]
 
@@ -345,3 +353,37 @@ def test_a_validation_reward_without_validation_data() -> None:
 def test_families_with_impossible_scales(decades: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="input_scale_decades must be"):
         TaskFamily("wrong", tiny_task(), input_scale_decades=decades)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **options: LearningRateEnv(tiny_task(), **options), lambda **options: LearningRateVectorEnv(2, tiny_task(), **options)]
+)
+def test_evaluations_and_states_need_a_reset(make: Callable[..., Any]) -> None:
+    env = make()
+    for call in (lambda: env.evaluate("test"), env.get_state):
+        with pytest.raises(gym.error.ResetNeeded, match="reset"):
+            call()
+    env.reset(seed=0)
+    state = env.get_state()
+    with pytest.raises(ValueError, match="no history to render"):
+        make(render_mode="rgb_array").set_state(state)
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    action = {"kind": "relative", "max_change": np.float32(0.5)}
+    optimizer = {"name": "adam", "beta1": np.float32(0.5)}
+    mdp = MDP(optimizer, action=action, steps_per_action=np.int64(2), lr_min=np.float32(0.001), initial_rate=np.float64(0.1))  # type: ignore[arg-type]
+    assert MDP(**json.loads(json.dumps(mdp.to_dict()))) == MDP(
+        {"name": "adam", "beta1": 0.5},
+        action={"kind": "relative", "max_change": 0.5},
+        **{name: getattr(mdp, name) for name in ("steps_per_action", "lr_min", "initial_rate")},
+    )
+
+
+def test_no_two_arrays_of_a_step_are_one() -> None:
+    env = LearningRateVectorEnv(2, tiny_task(), circuit_breaker=True)
+    env.reset(seed=0)
+    _, _, terminated, truncated, info = env.step(np.zeros((2, 1)))
+    truncated |= True
+    assert not terminated.any()
+    assert not info["rolled_back"].any()

@@ -98,6 +98,23 @@ def test_with_it_no_training_diverges_and_progress_goes_on() -> None:
     assert (rollout.values("learning_rate") == 0.1).all()  # the rate in force is the safe state's
 
 
+def test_returns_are_told_where_another_member_ends() -> None:
+    drawn = {"name": "several", "data_sets": ["digits"], "architectures": ["mlp"], "horizon": [4, 12], "num_variants": 3, "family_seed": 1}
+    told = []
+    for mode in ("NextStep", "SameStep"):
+        env = LearningRateVectorEnv(3, drawn, action="rate", circuit_breaker=True, autoreset_mode=mode)
+        env.reset(seed=0)
+        ended = np.zeros(3, bool)
+        while not ended.any():
+            _, rewards, terminated, truncated, info = env.step(np.full((3, 1), 100.0))
+            ended = terminated | truncated
+        assert not ended.all()
+        told.append(info["rolled_back"] & ~ended)
+        assert (rewards[told[-1]] < -0.5).all()  # the penalty
+    np.testing.assert_array_equal(*told)
+    assert told[0].any()
+
+
 def test_members_are_rolled_back_on_their_own() -> None:
     options: dict[str, Any] = {"task": tiny_task(horizon=30), "action": "rate", "circuit_breaker": True}
     wild = np.full((30, 3, 1), 0.2)

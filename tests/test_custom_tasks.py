@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lr_env import Task
+from lr_env import LearningRateVectorEnv, Task
 from lr_env.tasks import Data, Sampler, Split, materialisation
 from lr_env.tasks.materialisation import materialise
 from tests.reference import train
@@ -432,3 +432,50 @@ def test_a_sampler_that_draws_what_the_model_does_not_take() -> None:
 
     with pytest.raises(ValueError, match=r"does not accept its data \(inputs \(8, 5\)"):
         Task("wrong", linear, "cross_entropy", Sampler(sample, Split(torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64))), batch_size=8)
+
+
+def test_accuracy_of_sequences_and_of_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator)
+    classes, probabilities = torch.randint(3, (60, 5), generator=generator), torch.rand(60, 3, generator=generator)
+    sequences = Task.from_tensors("sequences", lambda: nn.Sequential(nn.Linear(4, 15), nn.Unflatten(1, (3, 5))), inputs, classes, batch_size=8)
+    soft = Task.from_tensors("soft", lambda: nn.Linear(4, 3), inputs, probabilities, batch_size=8)
+    for task in (sequences, soft):
+        env = LearningRateVectorEnv(2, task)
+        env.reset(seed=0)
+        metrics = env.evaluate("test").metrics
+        test = task.data.split("test")  # type: ignore[union-attr]
+        for member in range(2):
+            outputs = task.initial_model(member)(test.inputs)
+            expected = (outputs.argmax(1) == (test.targets if task is sequences else test.targets.argmax(1))).float().mean()
+            assert metrics is not None
+            assert metrics[member] == pytest.approx(float(expected))
+
+
+def test_one_output_for_each_example() -> None:
+    inputs = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    tasks = [
+        Task.from_tensors(
+            "flat", lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), inputs, inputs.sum(1), loss="mean_squared_error", batch_size=8
+        ),
+        Task.from_tensors("column", lambda: nn.Linear(4, 1), inputs, inputs.sum(1, keepdim=True), loss="mean_squared_error", batch_size=8),
+    ]
+    losses = [roll_out(LearningRateVectorEnv(2, task), np.zeros((5, 2, 1))).values("loss") for task in tasks]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_sampler_of_tokens() -> None:
+    def sample(generator: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.from_numpy(generator.integers(5, size=count))
+        return tokens, tokens % 3
+
+    task = Task(
+        "tokens",
+        lambda: nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)),
+        "cross_entropy",
+        Sampler(sample, Split(*sample(np.random.default_rng(0), 20))),
+        8,
+    )
+    for num_envs in (1, 2):
+        losses = roll_out(LearningRateVectorEnv(num_envs, task, initial_rate=1.0), np.zeros((30, num_envs, 1))).values("loss")
+        assert losses[-1].mean() < 0.7 * losses[0].mean()

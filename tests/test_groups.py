@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +49,44 @@ def test_variants_depend_on_the_seed_and_their_number_alone() -> None:
         return [(task.batch_size, task.horizon, str(task.initial_model(0))) for task in tasks]
 
     assert describe(again) == describe(family().variants) == describe(more)[:3] != describe(other)
+
+
+def test_processes_with_several_threads(tmp_path: Path) -> None:
+    """In a process of its own whose threads have worked: forked ones would wait for them for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import gymnasium as gym, torch, lr_env\n"
+        "if __name__ == '__main__':\n"
+        "    torch.set_num_threads(2)\n"
+        "    torch.randn(600, 600) @ torch.randn(600, 600)\n"
+        "    envs = gym.make_vec('LearningRate-v0', num_envs=4, task='digits-mlp', num_processes=2, num_threads=2)\n"
+        "    print(envs.reset(seed=0)[0].shape)\n"
+        "    envs.close()\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert result.stdout.startswith("(4, "), result.stderr
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_state_brings_its_observations(num_processes: int) -> None:
+    env, fresh = (make(3, autoreset_mode="Disabled", num_processes=num_processes) for _ in range(2))
+    env.reset(seed=0)
+    actions = rates(3)
+    observations = env.step(actions[0])[0]
+    state = env.get_state()
+    env.step(actions[1])
+    for other in (env, fresh):
+        other.set_state(state)
+        found, _ = other.reset(options={"reset_mask": np.array([True, False, False])})
+        np.testing.assert_array_equal(found[1:], observations[1:])
+        other.close()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_decision_process_is_that_of_all_members(num_processes: int) -> None:
+    env = make(4, task=family(initial_rate_decades=0.5), num_processes=num_processes)
+    assert env.mdp.initial_rate_decades == 0.5
+    env.close()
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])

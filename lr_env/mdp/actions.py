@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import gymnasium as gym
 import numpy as np
 
-from lr_env.checks import positive_integer, unknown_name
+from lr_env.checks import number, options_of, positive_integer, unknown_name
 from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.mdp.statistics import Statistics
 from lr_env.mdp.trackers import TINY
@@ -227,9 +227,10 @@ def make_action(specification: str | Mapping[str, Any]) -> Action:
     """The action of a kind's name, or of ``{"kind": "residual", "base": "cosine"}`` with options.
 
     Raises:
+        TypeError: If it is neither, or an option is no number.
         ValueError: If the kind or an option is unknown or out of range.
     """
-    options = {"kind": specification} if isinstance(specification, str) else dict(specification)
+    options = options_of("action", specification)
     kind = str(options.pop("kind", None))
     if kind not in ACTIONS:
         raise unknown_name("action", kind, ACTIONS)
@@ -241,5 +242,5 @@ def make_action(specification: str | Mapping[str, Any]) -> Action:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+    if not 0 < number(name, value) < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, but {value!r} was given.")

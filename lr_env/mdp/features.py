@@ -154,8 +154,11 @@ def resolve_features(specification: str | Sequence[str]) -> tuple[Feature, ...]:
     """The features of a set's name or of a list of feature and set names, without repetition.
 
     Raises:
+        TypeError: If it is neither.
         ValueError: If a name is unknown or the list is empty.
     """
+    if not isinstance(specification, (str, Sequence)):
+        raise TypeError(f"features must be a name or a list of names, but {specification!r} was given.")
     requested = [specification] if isinstance(specification, str) else list(specification)
     names: list[str] = []
     for name in requested:

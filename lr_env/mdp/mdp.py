@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from lr_env.checks import number_within, positive_integer
+from lr_env.checks import number, number_within, plain, positive_integer
 from lr_env.mdp.actions import RateAction, RateRange, ResidualAction, make_action
 from lr_env.mdp.arrays import Array, Record, constant, namespace
 from lr_env.mdp.features import CLIP, Observer, resolve_features
@@ -73,8 +73,11 @@ class MDP:
     circuit_breaker: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
-        positive_integer("steps_per_action", self.steps_per_action)
-        number_within("initial_rate_decades", self.initial_rate_decades, 0, 4)
+        object.__setattr__(self, "steps_per_action", positive_integer("steps_per_action", self.steps_per_action))
+        object.__setattr__(self, "initial_rate_decades", number_within("initial_rate_decades", self.initial_rate_decades, 0, 4))
+        for name in ("lr_min", "lr_max", "initial_rate"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else number(name, given))
         optimizer, _ = make_optimizer(self.optimizer)
         resolve_features(self.features)
         make_action(self.action)
@@ -104,13 +107,7 @@ class MDP:
         """
         if callable(self.optimizer):
             raise TypeError(f"A decision process whose optimizer is a function can't be saved, but {self.optimizer!r} was given: use a name.")
-        data = dict(vars(self))
-        for name in ("optimizer", "action", "reward"):
-            data[name] = data[name] if isinstance(data[name], str) else dict(data[name])
-        data["features"] = self.features if isinstance(self.features, str) else list(self.features)
-        data["lr_groups"] = self.lr_groups if isinstance(self.lr_groups, str) else [list(group) for group in self.lr_groups]
-        if not isinstance(self.circuit_breaker, bool):
-            data["circuit_breaker"] = dict(self.circuit_breaker)
+        data: dict[str, Any] = plain(vars(self))
         return data
 
     def begin(self, num_groups: int, horizon: int, loss_lower_bound: float, device: torch.device | None = None) -> DecisionProcess:

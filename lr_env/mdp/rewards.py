@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lr_env.checks import number, positive_integer, unknown_name
+from lr_env.checks import number, options_of, positive_integer, unknown_name
 from lr_env.mdp.arrays import Array, namespace
 
 REWARDS = ("loss", "log_loss")
@@ -55,9 +55,9 @@ class Reward:
         positive_integer("The reward's interval", self.interval)
         if self.subset_size is not None:
             positive_integer("The reward's subset_size", self.subset_size)
-        if not 0 <= self.loss_floor < math.inf:
+        if not 0 <= number("The reward's loss_floor", self.loss_floor) < math.inf:
             raise ValueError(f"The reward's loss_floor must be a finite number >= 0, but {self.loss_floor!r} was given.")
-        if not 1 < self.divergence < math.inf:
+        if not 1 < number("The reward's divergence", self.divergence) < math.inf:
             raise ValueError(f"The reward's divergence must be a finite number > 1, but {self.divergence!r} was given.")
 
     def potential(self, excess: Array, first_excess: Array) -> Array:
@@ -84,9 +84,10 @@ def make_reward(specification: str | Mapping[str, Any], reward_on: str) -> Rewar
     """The reward of a kind's name, or of ``{"kind": "log_loss", "loss_floor": 0.01}`` with options.
 
     Raises:
+        TypeError: If it is neither, or an option is no number.
         ValueError: If a name is unknown or an option is out of range.
     """
-    options = {"kind": specification} if isinstance(specification, str) else dict(specification)
+    options = options_of("reward", specification)
     valid = [name for name in Reward.__dataclass_fields__ if name != "source"]
     for option in options:
         if option not in valid:

@@ -39,11 +39,13 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets.view_as(outputs)).square().flatten(1).mean(1)
+    return (outputs - targets.view_as(outputs)).square().reshape(len(outputs), -1).mean(1)
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.argmax(1) == targets).to(outputs.dtype)
+    """Of outputs ``(B, C, …)``, averaged over the trailing dimensions; of targets that are probabilities the likeliest class counts."""
+    hits = (outputs.argmax(1) == (targets.argmax(1) if targets.is_floating_point() else targets)).to(outputs.dtype)
+    return hits.flatten(1).mean(1) if hits.dim() > 1 else hits
 
 
 def _r_squared_columns(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Batches:
             example_inputs, example_targets = task.data.sample(np.random.default_rng(0), 1)
             self._num_batches = SAMPLES_AHEAD
             shape = (SAMPLES_AHEAD, num_members, task.batch_size)
-            self._inputs = torch.zeros((*shape, *example_inputs.shape[1:]), dtype=dtype, device=device)
+            self._inputs = self.cast(torch.zeros((*shape, *example_inputs.shape[1:]), dtype=example_inputs.dtype))
             self._targets = self.cast(torch.zeros((*shape, *example_targets.shape[1:]), dtype=example_targets.dtype))
             # A member's samples stand at the same places as a member's indices would.
             self._order = torch.arange(SAMPLES_AHEAD * num_members * task.batch_size, device=device).view(shape)

@@ -121,14 +121,10 @@ class GradientFunction:
 
     def losses(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: Generators) -> Tensor:
         """The losses ``(N,)`` alone, in training mode; arguments as above, but buffers and generators stay as they are."""
-
-        def observed(flat: Tensor, own_buffers: Buffers, own_inputs: Tensor, own_targets: Tensor) -> Tensor:
-            return self._losses(self.layout.views(flat), own_buffers, own_inputs, own_targets, mean)[1]
-
-        mean = _mean if self.engine == "batched" else self._mean_as_in_a_loop  # as the losses that came with the gradients
         if self.engine == "batched":
-            result: Tensor = vmap(observed)(parameters, _clone(buffers), inputs, targets)
+            result: Tensor = vmap(self._forward)(parameters, _clone(buffers), inputs, targets)
             return result
+        observed = partial(self._forward, mean=self._mean_as_in_a_loop)  # as the losses that came with the gradients
         losses = []
         for i in range(self._num_members):
             arguments = (parameters[i], _clone(buffers, i), inputs[i], targets[i])
@@ -264,6 +260,8 @@ class GradientFunction:
             return "the model draws random numbers while it trains, and each member must draw from its own generator"
         mapped = vmap(self._mapped)
         try:
+            with torch.no_grad():  # evaluations; they may meet operations that a gradient is not made of, as those of recurrent cells
+                vmap(self._forward)(parameters, _clone(buffers), inputs, targets)
             with warnings.catch_warnings():
                 # An operation without a batching rule runs in a loop: slower than the looped engine, so an error here.
                 warnings.filterwarnings("error", message=".*performance drop.*")
@@ -330,6 +328,10 @@ class GradientFunction:
         function = grad_and_value(self._losses, has_aux=True)
         gradients, (_, observed) = function(self.layout.views(parameters), buffers, inputs, targets)
         return self.layout.flatten(gradients), observed
+
+    def _forward(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, mean: Callable[..., Tensor] = _mean) -> Tensor:
+        """The observed loss of one member."""
+        return self._losses(self.layout.views(parameters), buffers, inputs, targets, mean)[1]
 
     def _losses(
         self, parameters: Mapping[str, Tensor], buffers: Buffers, inputs: Tensor, targets: Tensor, mean: Callable[..., Tensor] = _mean

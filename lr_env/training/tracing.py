@@ -173,7 +173,10 @@ class _Flat:
         It is written out as source, as dataclasses are: loops over arguments would take as long as ten operations.
         """
         names = [f"value_{number}" for number in range(len(self._layout))]
-        tensors = [f"*{name}.values()" if isinstance(part, list) else name for name, part in zip(names, self._layout, strict=True) if part]
+        tensors: list[str] = []
+        for name, part in zip(names, self._layout, strict=True):
+            # By name: a dictionary that was returned may be in another order than the one that was given.
+            tensors += [f"{name}[{key!r}]" for key in part] if isinstance(part, list) else [name] if part else []
         results = (f"tensors[{number}]" for number in itertools.count())
         if self._results is None:
             returned = next(results)
