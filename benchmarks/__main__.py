@@ -14,12 +14,13 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 from tyro.extras import SubcommandApp
 
 from benchmarks.lr_bench.analysis import summarise
-from benchmarks.lr_bench.contestants import enter, left_out, rivals
+from benchmarks.lr_bench.contestants import enter, identities, left_out, rivals, split_names
 from benchmarks.lr_bench.engine import Benchmark, Engine, LocalEngine
 from benchmarks.lr_bench.records import Cell, CellResult
 from benchmarks.lr_bench.report import print_tables, write
@@ -76,18 +77,19 @@ def run(
     folder = RESULTS / chosen.name if output is None else output
     console = make_console()
     for name, reason in left_out(chosen).items():
-        console.print(f"Left out: {name}, {reason}")
+        console.print(f"Left out: {name}, {reason}", markup=False)
     costs = parse_training_costs(training_costs, [contestant.name for contestant in contestants])
     entered = [contestant.name for contestant in contestants if contestant.is_entered]
     computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
         store.record_run(chosen.key, typed_command(), entered)
+        store.forget(chosen.key, identities(contestants, chosen))
         store.record_training_costs(costs)
         show_versions(store.versions_with_this(), console)
         benchmark, cells = run_benchmark(chosen, contestants, store, computing)
         show_problems(benchmark.problems, console)
         print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store, chosen), store.training_costs()), console)
-    console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}")
+    console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}", markup=False)
 
 
 @app.command
@@ -102,14 +104,14 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
     """
     with open_store(folder) as store:
         chosen = stored_suite(store, suite)
-        names = tuple(name.strip() for text in controllers for name in text.split(","))
+        names = tuple(name for text in controllers for name in split_names(text, store.contestants(chosen.key)))
         check_names(names, store, chosen)
         origins = provenance(store, chosen, typed_command())
         summary = summarise(store.cells(chosen.key), chosen, names or entered_names(store, chosen), origins, store.training_costs())
         console = make_console()
         show_versions(store.versions(), console)
         print_tables(summary, console)
-        console.print(f"Written to {write(summary, folder / 'report')}")
+        console.print(f"Written to {write(summary, folder / 'report')}", markup=False)
 
 
 @app.command
@@ -138,6 +140,11 @@ def freeze(folder: Folder, suite: str | None = None) -> None:
     with open_store(folder) as store:
         chosen = stored_suite(store, suite)
         references = summarise(store.cells(chosen.key), chosen).references
+    wanted = {task.name: task.reporting for task in chosen.tasks}
+    if other := sorted({row.task for row in references if row.trainings not in (0, wanted[row.task])}):
+        raise ValueError(
+            f"The run in {folder} has another number of reported trainings than {chosen.key}, on {', '.join(other)}: run it without --seeds."
+        )
     known = json.loads(REFERENCES.read_text())
     if chosen.key in known:
         raise ValueError(f"{chosen.key} has frozen numbers, which never change: a new version of the suite may have others.")
@@ -333,7 +340,7 @@ def entered_names(store: Store, suite: Suite) -> tuple[str, ...] | None:
     """Contestants of a store that were entered, the first one first; None where there is none."""
     there = store.contestants(suite.key)
     entered = [name for name in store.entered(suite.key) if name in there]
-    known = {*entered, *(contestant.name for contestant in rivals(suite))}
+    known = {*entered, *(contestant.name for contestant in rivals(suite)), *left_out(suite)}
     others = [name for name in there if name not in known and not any(name.startswith(f"{other}: ") for other in there)]
     return (*others, *entered) or None  # the others are of versions that did not record who was entered
 
@@ -410,9 +417,9 @@ def hours(suite: Suite) -> float:
 
 def new_table(title: str, columns: Sequence[str]) -> Table:
     """A table whose numbers stand below each other."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(escape(column), justify="left" if index == 0 else "right")
     return table
 
 

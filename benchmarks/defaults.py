@@ -17,13 +17,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from tqdm import tqdm
 
 from agents.ddpg import DDPG, DDPGConfig
 from benchmarks.runner import run
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.seeding import Role, role_seeds
 
 TASK = "digits-mlp-scaled"
@@ -104,4 +103,4 @@ def _key(job: Job) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -19,7 +19,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from benchmarks.baselines import GRID_STARTS, RunnerCache, Tuned, polyak, random
 from benchmarks.demo_figure import draw
 from benchmarks.runner import Result
 from benchmarks.statistics import paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import as_family, make_task
@@ -220,4 +219,4 @@ def _one_thread() -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -15,13 +15,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 
 from agents.ddpg import DDPG, DDPGConfig
 from agents.schedules import constant
 from benchmarks.runner import Runner
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
 
@@ -88,4 +87,4 @@ def mean_loss(runner: Runner, controller: Any) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

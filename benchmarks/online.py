@@ -24,7 +24,6 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from filelock import Timeout
 from rich.table import Table
 from tqdm import tqdm
@@ -36,7 +35,7 @@ from benchmarks.kept import kept
 from benchmarks.online_figure import draw
 from benchmarks.runner import DIVERGENCE_PENALTY, Result, Runner
 from benchmarks.statistics import paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
 from lr_env.episodes import Execution
 from lr_env.seeding import Role, role_seeds
@@ -307,4 +306,4 @@ def _one_thread() -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

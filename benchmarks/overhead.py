@@ -24,13 +24,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.kept import kept, unfinished
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork
 
 OptimizerName = Literal["sgd", "momentum", "adamw"]
@@ -229,4 +228,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import lr_env
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env import ControllerLR
 from lr_env.seeding import Role, preserved_global_generators, role_seeds
 from lr_env.tasks import make_task
@@ -190,4 +189,4 @@ def _smooth(values: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

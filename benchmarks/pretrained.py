@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 
 from benchmarks.__main__ import STORE, provenance, run_benchmark, show_problems, stored, typed_command
@@ -34,7 +33,7 @@ from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.lr_bench.summary import POLYAK, POOL, RIVAL, SHARED, Summary, TaskEntry
 from benchmarks.statistics import Interval, paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env import pretrained
 from lr_env.controllers import BoundController
 
@@ -323,4 +322,4 @@ def verdicts(summary: Summary, table: Sequence[Mapping[str, Any]], track: str) -
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch.optim.lr_scheduler import ExponentialLR
 from tqdm import tqdm
 
@@ -22,9 +21,9 @@ from agents.schedules import Schedule
 from benchmarks.baselines import GRID_STEP, rate_limits
 from benchmarks.lr_bench import suites
 from benchmarks.lr_bench.contestants import comparable, execution
-from benchmarks.lr_bench.suites import SUITES, SuiteTask
+from benchmarks.lr_bench.suites import SuiteTask, find_suite
 from benchmarks.runner import Runner
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.seeding import Role, role_seeds
 
 CENTRES = Path(suites.__file__).with_name("centres.json")
@@ -78,14 +77,13 @@ def find_centre(task: SuiteTask, optimizer: str, seeds: Sequence[int]) -> float:
     return centre(result.losses, result.rates)
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Tests all tasks of some suites with all their optimizers."""
-    options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     centres = json.loads(options.output.read_text()) if options.output.exists() else {}
     tests = [
         (suite, task, optimizer)
-        for suite in map(SUITES.__getitem__, options.suites)
+        for suite in map(find_suite, options.suites)
         for task in suite.tasks
         for optimizer in (*suite.tracks, *suite.other_optimizers)
     ]
@@ -99,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, Options, __doc__)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 
 from agents.train import Training
@@ -24,7 +23,7 @@ from agents.training_options import Algorithm, TrainingOptions
 from benchmarks.baselines import GRID_STARTS, RunnerCache, polyak, rate_limits, schedule_shapes, tune
 from benchmarks.kept import kept
 from benchmarks.statistics import paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import load_controller
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import as_family, make_task
@@ -116,4 +115,4 @@ def render_table(rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.checks import unknown_name
 from lr_env.seeding import Streams
 from lr_env.tasks import make_task, task_data_sets
@@ -170,4 +169,4 @@ def make_table(outcomes: list[Outcome]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

@@ -30,12 +30,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.kept import kept, unfinished
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from benchmarks.throughput_figure import Panel, draw
 from benchmarks.throughput_rows import (
     HORIZON,
@@ -464,4 +463,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

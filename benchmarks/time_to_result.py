@@ -18,7 +18,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from stable_baselines3 import PPO
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from agents.ddpg import DDPG
 from agents.sb3 import default_hyperparameters, make_sb3_env
 from benchmarks.baselines import GRID_STARTS, RunnerCache, polyak, rate_limits, schedule_shapes, tune
 from benchmarks.demo import DDPG_CONFIG, DDPG_ENVIRONMENT
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
@@ -172,4 +171,4 @@ def _seconds(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

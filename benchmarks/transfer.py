@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.table import Table
 from torch import nn
 from tqdm import tqdm
@@ -42,7 +41,7 @@ from benchmarks.baselines import GRID_STARTS, GRID_STEP, RunnerCache, extended_s
 from benchmarks.lr_bench.report.tables import Column as ReadmeColumn
 from benchmarks.lr_bench.report.tables import Table as ReadmeTable
 from benchmarks.statistics import Difference, paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import make_console, run_command
 from lr_env import __version__
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.controllers import BoundController, load_controller
@@ -602,4 +601,4 @@ def _interval(difference: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run_command(main, Options, __doc__)

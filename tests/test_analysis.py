@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from benchmarks.lr_bench.analysis import steps_to_target, summarise
 from benchmarks.lr_bench.contestants import GREEDY
 from benchmarks.lr_bench.records import Cell, CellResult
-from benchmarks.lr_bench.summary import Comparison, Summary
+from benchmarks.lr_bench.summary import POOL, Comparison, Summary
 from benchmarks.statistics import expected_search_scores, tuning_equivalents
 from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
 
@@ -307,6 +307,26 @@ def test_falsifiers_fire() -> None:
     assert outcomes(summary)["Fewer than 4 of 5 training seeds win"] == "fired"
     assert outcomes(summary)["Its test metric is worse than that of the schedule tuned per task"] == "fired"
     assert outcomes(summary)["A replay of its own average rates equals it"] == "fired"
+
+
+def test_names_that_begin_like_a_rule_s_make_no_falsifiers() -> None:
+    summary = few(offsets={CONTROLLER: -0.1, "SPS-mine": 0.0, "prodigy 2": 0.0})
+    for name in ("SPS-mine", "prodigy 2"):
+        assert f"{name} equals it" not in outcomes(summary)
+    assert {"SPS equals it", "schedule-free equals it", "prodigy equals it"} <= set(outcomes(summary))
+
+
+def test_a_search_on_other_seeds_than_all_others_is_left_out() -> None:
+    suite = make_suite(tracks=("momentum",))
+    cells = [
+        (replace(cell, seeds=tuple(seed + 10_000 for seed in cell.seeds)), result)
+        if (cell.contestant, cell.role, cell.task) == (POOL, "report", "task-0")
+        else (cell, result)
+        for cell, result in make_cells(suite, num_points=8, curves=False)
+    ]
+    summary = summarise(cells, suite)
+    assert [row.task for row in summary.references if row.hindsight is None] == ["task-0"]
+    assert [(row.task, row.contestant, row.problem[:8]) for row in summary.missing] == [("task-0", POOL, "ran on o")]
 
 
 def test_equal_contestants_tie() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from agents.schedules import constant
 from benchmarks.baselines import extended_search, grid
 from benchmarks.runner import compare, run
+from benchmarks.terminal import check_output, run_command
 from benchmarks.time_to_result import Run, Watch, make_table
 from lr_env import MDP, BoundController, LearningRateEnv
 from lr_env.seeding import Role, role_seeds
@@ -48,6 +52,29 @@ def test_diverged_training_scores_initial_loss_plus_one() -> None:
     assert exploded.scores[0] == pytest.approx(untrained.scores[0] + 1, abs=1e-4)
     assert exploded.scores[1] == pytest.approx(steady.scores[1], abs=1e-4)
     assert np.isnan(exploded.rates[4:, 0]).all()
+
+
+def test_what_can_t_be_written_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        output: Path = Path("results/numbers.json")
+
+    worked: list[Path] = []
+    (tmp_path / "file").touch()
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["numbers", *arguments])
+        run_command(lambda options: worked.append(options.output), Options, None)
+
+    for output, message in (("", "must be a file, but .* is a folder"), ("file/numbers.json", "file is a file, not a folder")):
+        with pytest.raises(SystemExit, match=f"numbers: output .*{message}"):
+            run("--output", str(tmp_path / output))
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        check_output(tmp_path / "file" / "deeper", is_file=False)
+    assert worked == []
+    run("--output", str(tmp_path / "new" / "numbers.json"))
+    check_output(tmp_path / "new" / "folder", is_file=False)
+    assert worked == [tmp_path / "new" / "numbers.json"]
 
 
 def test_search_extends_a_grid_whose_edge_wins() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lr_bench.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, rivals
+from benchmarks.lr_bench.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, identities, rivals, split_names
 from benchmarks.lr_bench.engine import Work, compute
 from benchmarks.lr_bench.records import Cell
 from benchmarks.lr_bench.suites import QUICK, STANDARD
@@ -162,13 +162,17 @@ def test_what_is_wrong_is_said(tmp_path: Path, code: Path, given: str, message: 
         ("import no_such_module", r"mine\.py can't be imported: ModuleNotFoundError: No module named 'no_such_module' \(.*mine\.py, line 1\)"),
         ("raise SystemExit(3)", r"mine\.py can't be imported: SystemExit: 3"),
         ("class Mine:\n    def __init__(self):\n        raise RuntimeError('no')", r":Mine makes no controller: RuntimeError: no \(.*, line 3\)"),
+        (
+            "class Mine:\n    def bind(self, optimizer):\n        self.optimizer = optimizer",
+            r"bind\(\) of .*:Mine must return a lr_env.BoundController",
+        ),
         ("class Mine:\n    def bind(self, name):\n        raise KeyError('x')", r":Mine can't be bound to 'momentum': KeyError: 'x' \(.*, line 3\)"),
     ],
 )
 def test_what_a_users_code_raises_is_said(tmp_path: Path, source: str, message: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(source)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         enter([f"{path}:Mine"], SUITE)
 
 
@@ -188,6 +192,24 @@ def test_names_of_rivals_may_be_given_and_the_order_is_kept(code: Path) -> None:
     found = enter([f"{code}:Mine,SPS,cosine (shared),first={code}:Mine"], SUITE)
     assert [contestant.name for contestant in found if contestant.is_entered] == ["Mine", "SPS", "cosine (shared)", "first"]
     assert len({contestant.name for contestant in found}) == len(found) == len(rivals(SUITE)) + 2 + 2 * len(CONTROLS)
+
+
+def test_names_of_rivals_may_hold_commas(code: Path) -> None:
+    found = enter([f"SPS, tuned per task,{code}:Mine", "SPS"], SUITE)
+    assert [contestant.name for contestant in found if contestant.is_entered] == ["SPS, tuned per task", "Mine", "SPS"]
+    assert split_names("SPS, DoG, averaged,b", ["SPS", "DoG", "DoG, averaged"]) == ["SPS", "DoG, averaged", "b"]
+
+
+def test_identities_are_of_what_is_entered_and_its_controls(code: Path, tmp_path: Path) -> None:
+    def found() -> dict[str, frozenset[str]]:
+        file = save(tmp_path / "first.safetensors")
+        return identities(enter([f"{code}:Mine,file={file}", "SPS"], SUITE), SUITE)
+
+    before = found()
+    assert set(before) == {f"{name}{kind}" for name in ("Mine", "file") for kind in ("", *(f": {kind}" for kind in CONTROLS))}
+    code.write_text(MINE.replace("-1.0", "-0.5"))
+    after = found()
+    assert {name for name in before if before[name] != after[name]} == {name for name in before if name.startswith("Mine")}
 
 
 @pytest.mark.parametrize("suite", [QUICK, STANDARD], ids=lambda suite: suite.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import json
 import os
@@ -21,8 +22,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks.lr_bench.records import Cell
 from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import find_suite
+from tests.benchmark_runs import fake_result
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("LR_BENCH_KILLS", "2"))
@@ -173,6 +176,10 @@ def test_numbers_that_scores_are_measured_by_are_frozen_once(
     path.write_text("{}")
     for module in ("benchmarks.lr_bench.suites", "benchmarks.__main__"):
         monkeypatch.setattr(f"{module}.REFERENCES", path)
+    few = (*RUN[:3], "--seeds", "2", "--no-controls", "--workers", "1", "--output", str(tmp_path / "few"))
+    run_here(monkeypatch, folder, *few)
+    with pytest.raises(SystemExit, match="another number of reported trainings than smoke-2, on breast-cancer-mlp, wine-mlp"):
+        run_here(monkeypatch, folder, "freeze", str(tmp_path / "few"))
     run_here(monkeypatch, folder, "freeze", OUTPUT)
     [(suite, tracks)] = json.loads(path.read_text()).items()
     assert (suite, set(tracks["momentum"])) == ("smoke-2", {"breast-cancer-mlp", "wine-mlp"})
@@ -184,6 +191,18 @@ def test_numbers_that_scores_are_measured_by_are_frozen_once(
     assert (row["D: default rate"], row["R: tuned per task"], row["Scored"]) == ("0.5", "-0.5", "yes")
     with pytest.raises(SystemExit, match="smoke-2 has frozen numbers"):
         run_here(monkeypatch, folder, "freeze", OUTPUT)
+
+
+def test_a_report_where_packages_of_rivals_are_missing_is_about_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with Store(tmp_path / "results.sqlite") as store:
+        suite = find_suite("quick")
+        cell = Cell(suite.key, "momentum", "digits-mlp", {}, "prodigy", "abc", "report", {}, (1, 2))
+        mine = dataclasses.replace(cell, contestant="Careful", identity="def")
+        store.save_all([(each, fake_result(each)) for each in (cell, mine)])
+        store.record([cell, mine])
+        store.record_run(suite.key, "lr-bench run", ["Careful"])
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert command.entered_names(store, suite) == ("Careful",)
 
 
 def test_what_training_cost_stands_in_the_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

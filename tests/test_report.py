@@ -15,9 +15,9 @@ from rich.console import Console
 
 from benchmarks.lr_bench.analysis import summarise
 from benchmarks.lr_bench.report import print_tables, words, write
-from benchmarks.lr_bench.report.figures import COLOURS, all_figures
+from benchmarks.lr_bench.report.figures import COLOURS, _slug, all_figures
 from benchmarks.lr_bench.report.tables import all_tables
-from benchmarks.lr_bench.summary import Summary
+from benchmarks.lr_bench.summary import Problem, Summary
 from benchmarks.statistics import Interval
 from tests.benchmark_cells import CONTROLLER, OFFSETS, make_cells, make_suite
 
@@ -115,6 +115,20 @@ def test_every_table_is_written(summary: Summary, folder: Path) -> None:
         for row in table.texts():
             assert len(row) == len(table.columns)
             assert all(part in shown for text in row for part in text.split(" ["))
+
+
+def test_files_of_names_that_are_nearly_one_are_several() -> None:
+    names = ("ppo", "PPO", "ppo+", "ppo 1", "ppo-1", "α", "β")
+    slugs = [_slug(name) for name in names]
+    assert len(set(slugs)) == len(names)
+    assert slugs[:2] == ["ppo", "PPO"]
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", slug) for slug in slugs)
+
+
+def test_a_problem_of_several_lines_is_one_row(summary: Summary) -> None:
+    problem = Problem("momentum", "task-0", CONTROLLER, "report", "", "it said\n  no\nand no")
+    [table] = [table for table in all_tables(replace(summary, failed=(problem,))) if table.name == "failed"]
+    assert len(table.to_markdown().splitlines()) == 3
 
 
 def test_csv_round_trips(summary: Summary) -> None:

@@ -125,6 +125,19 @@ def test_a_suite_holds_what_the_last_run_of_each_contestant_was_about(store: Sto
     assert store.suites() == ["tiny-1"]
 
 
+def test_what_was_said_of_other_code_is_forgotten(store: Store) -> None:
+    elsewhere = dataclasses.replace(OTHER, task="digits-mlp")
+    changed = dataclasses.replace(OTHER, identity="changed")
+    store.save_all([(cell, fake_result(cell)) for cell in (CELL, OTHER, elsewhere, changed)])
+    store.record([CELL, OTHER, elsewhere])
+    store.forget("tiny-1", {"other": {"def"}})
+    assert {cell.key for cell, _ in store.cells("tiny-1")} == {CELL.key, OTHER.key, elsewhere.key}
+    store.forget("tiny-1", {"other": {"changed"}})
+    store.record([changed])  # and then it is interrupted
+    assert {cell.key for cell, _ in store.cells("tiny-1")} == {CELL.key, changed.key}
+    assert store.find(OTHER) is not None
+
+
 def test_all_results_of_a_population_are_kept_or_none(store: Store) -> None:
     broken = dataclasses.replace(fake_result(OTHER), seconds=None)  # type: ignore[arg-type]
     with pytest.raises(StoreError):

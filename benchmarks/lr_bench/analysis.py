@@ -71,7 +71,7 @@ SEARCHES = (1, 3, 10, 30, 100)
 """Runs of a random search that are reported wherever some pool is large enough."""
 STANDARDISED, ANNEALED = "where inputs are standardised", "where rates must be annealed"
 """Tasks on which a gain may vanish."""
-RATE_FREE = (POLYAK, "schedule-free", "prodigy")
+RATE_FREE = (POLYAK, POLYAK_RIVAL, "schedule-free", "prodigy")
 """What no claim survives being equalled by."""
 ANNEALING_GAIN = 0.05
 """Decades by which the best decay beats the best constant where a task counts for claims about schedules."""
@@ -302,7 +302,9 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
         problems += [Problem(name, task, contestant, "report", "", "no result") for task, contestant in product(tasks, absent)]
     for task, pool in pools.items():
         points = sorted(set(pool["tune"]) & set(pool["report"]))
-        if points:
+        if not set(seeds.get((task, True), ())) <= set(seeds.get((task, False), seeds.get((task, True), ()))):
+            problems.append(Problem(name, task, POOL, "report", "", "ran on other seeds than the other contestants, and is left out"))
+        elif points:
             reports = [pool["report"][point] for point in points]
             tuned = [pool["tune"][point].scores for point in points]
             track.pools[task] = _Pool(
@@ -523,6 +525,8 @@ def _rank(row: Standing) -> tuple[bool, float]:
     """Best first; those without an aggregate last."""
     if row.interquartile_mean is not None:
         return False, -row.interquartile_mean.estimate
+    if row.contestant == RIVAL:
+        return True, 0.0
     return True, row.against_rival.ratio.estimate if row.against_rival else np.inf
 
 
@@ -690,10 +694,9 @@ def _quartiles(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
     return low, middle, high
 
 
-def _rate_free(track: _Track) -> list[str]:
-    """What no claim survives being equalled by; its plain name where it does not take part."""
-    found = [[contestant for contestant in track.kinds if contestant.lower().startswith(name.lower())] or [name] for name in RATE_FREE]
-    return [contestant for contestants in found for contestant in contestants]
+def _rate_free(track: _Track, controller: str) -> list[str]:
+    """What no claim about a controller survives being equalled by, whether it takes part or not."""
+    return [name for name in RATE_FREE if name != controller and (name != POLYAK_RIVAL or name in track.kinds)]
 
 
 def _scopes(track: _Track, references: Mapping[tuple[str, str], TaskReferences]) -> dict[str, list[str]]:
@@ -706,7 +709,7 @@ def _scopes(track: _Track, references: Mapping[tuple[str, str], TaskReferences])
 
 def _tests(track: _Track, controller: str, references: Mapping[tuple[str, str], TaskReferences]) -> Iterator[Comparison]:
     """What falsifiers need beside the comparisons with opponents and controls."""
-    rows = [_compare(track, controller, name) for name in _rate_free(track)]
+    rows = [_compare(track, controller, name) for name in _rate_free(track, controller)]
     rows += [_compare(track, controller, RIVAL, tasks, scope) for scope, tasks in _scopes(track, references).items()]
     yield from (row for row in rows if row is not None)
 
@@ -730,7 +733,7 @@ def _falsifiers(
         return row.verdict != "beats", f"Loss {ratio} against {opponent}, p = {p_value:.3f}, over {row.tasks} of {row.expected} tasks."
 
     yield falsifier("A replay of its own average rates equals it", *equals(f"{controller}: same-instance replay"))
-    for contestant in _rate_free(track):
+    for contestant in _rate_free(track, controller):
         yield falsifier(f"{contestant} equals it", *equals(contestant))
     yield falsifier("Fewer than 4 of 5 training seeds win", *_training_seeds_that_win(track, controller))
     for scope, tasks in _scopes(track, references).items():

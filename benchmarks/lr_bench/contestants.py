@@ -23,7 +23,7 @@ import json
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -333,6 +333,8 @@ class CodeMaker:
             if hasattr(made, "bind"):
                 with _failing_in_words(f"{self.source}:{self.attribute} can't be bound to {optimizer!r}"):
                     made = made.bind(optimizer)
+                if not isinstance(made, BoundController):
+                    raise TypeError(f"bind() of {self.source}:{self.attribute} must return a lr_env.BoundController, but gave {made!r}.")
             elif not isinstance(made, BoundController):
                 if not hasattr(made, "predict"):
                     raise TypeError(f"{self.source}:{self.attribute} must give a controller, with a method predict, but gave {made!r}.")
@@ -479,7 +481,7 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, 
     """
     known = {contestant.name: contestant for contestant in rivals(suite)}
     entered: dict[str, Contestant] = {}
-    for name, sources in _parse(given):
+    for name, sources in _parse(given, known):
         if sources == [name] and name in known:
             entered[name] = dataclasses.replace(known[name], is_entered=True)
             continue
@@ -497,6 +499,18 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, 
         if has_controls and name not in known
     ]
     return [*(contestant for name, contestant in known.items() if name not in entered), *entered.values(), *controlled]
+
+
+def identities(contestants: Sequence[Contestant], suite: Suite) -> dict[str, frozenset[str]]:
+    """What those that are entered are at present, with the controls that they have or would have: digests by name."""
+    found: dict[str, frozenset[str]] = {}
+    for contestant in contestants:
+        if contestant.is_entered and isinstance(contestant.make, FileMaker | CodeMaker):
+            points = [point for chosen in contestant.points.values() for point in chosen]
+            makers: dict[str, Maker] = {contestant.name: contestant.make}
+            makers |= {f"{contestant.name}: {kind}": ControlMaker(contestant.make, kind, suite.seed) for kind in CONTROLS}
+            found |= {name: frozenset(make.identity(point) for point in points) for name, make in makers.items()}
+    return found
 
 
 def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: bool) -> Contestant:
@@ -540,12 +554,22 @@ def _in_track(bound: BoundController, optimizer: str, replaces: bool) -> BoundCo
     return BoundController(bound.controller, dataclasses.replace(bound.mdp, optimizer=optimizer))
 
 
-def _parse(given: Sequence[str]) -> list[tuple[str, list[str]]]:
+def split_names(text: str, known: Collection[str]) -> list[str]:
+    """What stands between commas, but known names, which may hold some, as they are."""
+    parts, found = [part.strip() for part in text.split(",")], []
+    while parts:
+        length = next((count for count in range(len(parts), 1, -1) if ", ".join(parts[:count]) in known), 1)
+        found.append(", ".join(parts[:length]))
+        parts = parts[length:]
+    return list(filter(None, found))
+
+
+def _parse(given: Sequence[str], known: Collection[str]) -> list[tuple[str, list[str]]]:
     """Names and sources of ``a,b,name=c.safetensors,d.safetensors``: files that follow a name belong to it."""
     parsed: list[tuple[str, list[str]]] = []
     for text in given:
         is_named = False
-        for part in filter(None, (part.strip() for part in text.split(","))):
+        for part in split_names(text, known):
             name, separator, source = part.partition("=")
             if not separator and is_named and _is_file(part):
                 parsed[-1][1].append(part)

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -193,6 +193,26 @@ class Store:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", [(*entry, json.dumps(found)) for entry, found in keys.items()]
             )
+
+    def forget(self, suite: str, identities: Mapping[str, Collection[str]]) -> None:
+        """Takes back what runs said of contestants that have had other code or files, so that no table mixes the two; the results are kept.
+
+        Args:
+            suite: Its name and version.
+            identities: What each contestant is at present, see :attr:`Cell.identity`.
+
+        Raises:
+            StoreError: If nothing can be written.
+        """
+        with self._transaction():
+            rows = self._connection.execute("SELECT track, contestant, task, keys FROM entries WHERE suite = ?", (suite,)).fetchall()
+            for track, contestant, task, keys in rows:
+                if contestant not in identities:
+                    continue
+                cells = [self._connection.execute("SELECT cell FROM cells WHERE key = ?", (key,)).fetchone() for key in json.loads(keys)]
+                if any(json.loads(cell)["identity"] not in identities[contestant] for (cell,) in filter(None, cells)):
+                    entry = suite, track, contestant, task
+                    self._connection.execute("DELETE FROM entries WHERE suite = ? AND track = ? AND contestant = ? AND task = ?", entry)
 
     def claim(self, cells: Sequence[Cell]) -> bool:
         """Takes all of these cells for this process, or none, where another living process has claimed one of them.

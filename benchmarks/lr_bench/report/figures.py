@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import math
 import re
@@ -122,7 +123,9 @@ class _Row:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """For names of files; a text that is changed much gets a digest, so that no two are one."""
+    digest = "" if re.fullmatch(r"[A-Za-z0-9]+([-/][A-Za-z0-9]+)*", text) else f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") + digest
 
 
 def _figure(height: float) -> tuple[Drawing, Axes]:
@@ -347,16 +350,19 @@ def _profiles(summary: Summary) -> Iterator[Figure]:
 
 def _draw_profiles(profiles: Sequence[Profile], colours: Mapping[str, str], controllers: Sequence[str]) -> Drawing:
     drawing, axes = _figure(3.0)
-    for row in sorted(profiles, key=lambda row: list(colours).index(row.contestant)):
+    drawn = sorted(profiles, key=lambda row: list(colours).index(row.contestant))
+    lines: list[Any] = []
+    for row in drawn:
         colour, is_ours = colours[row.contestant], row.contestant in controllers
-        axes.plot(row.thresholds, row.fractions, color=colour, linewidth=2.2 if is_ours else 1.5, label=row.contestant, zorder=3 if is_ours else 2)
+        lines += axes.plot(row.thresholds, row.fractions, color=colour, linewidth=2.2 if is_ours else 1.5, zorder=3 if is_ours else 2)
         axes.fill_between(row.thresholds, row.low, row.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_ylim(-0.01, 1.01)
     axes.set_xlim(profiles[0].thresholds[0], profiles[0].thresholds[-1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.tick_params(axis="y", labelcolor=COLOURS["muted"])
     axes.set_xlabel(f"S; 0: {DEFAULT}, 1: {RIVAL}")
-    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, handlelength=1.4, columnspacing=1.2)
+    names = [row.contestant for row in drawn]  # given, as matplotlib shows none that begin with an underscore
+    drawing.legend(lines, names, loc="outside lower left", ncols=3, handlelength=1.4, columnspacing=1.2)
     _title(drawing, f"Trainings that score more than S, {track_name(profiles[0].track)}")
     return drawing
 

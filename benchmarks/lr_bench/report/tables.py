@@ -95,7 +95,7 @@ class Table:
         shown = [i for i, column in enumerate(self.columns) if column.key]
         texts = [[f"**{text}**" if index in self.marked else text for text in row] for index, row in enumerate(self.texts())]
         rows = [[column.name for column in self.columns], *texts]
-        lines = [[row[i].replace("|", r"\|") for i in shown] for row in rows]
+        lines = [[" ".join(row[i].replace("|", r"\|").split()) for i in shown] for row in rows]
         lines.insert(1, ["---" if self.columns[i].form is None else "---:" for i in shown])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
