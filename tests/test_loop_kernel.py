@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lr_env import MDP, ControllerLR, make_task
 from lr_env.training import loop_kernel, torch_directions
 from lr_env.training.signals import signal_rows
-from tests.test_scheduler import OPTIMIZERS, Case, Loop, bind
+from tests.test_scheduler import OPTIMIZERS, Case, Loop, bind, rate_of_an_embedding
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 
@@ -123,6 +123,23 @@ def test_what_the_kernel_can_t_read_is_measured_as_without() -> None:
         signals.plain.keep()
     in_float64 = Signals("momentum", dtype=torch.float64)
     torch.testing.assert_close(*in_float64.next())
+
+
+def test_sparse_gradients_with_momentum() -> None:
+    assert rate_of_an_embedding(sparse=True, compiles=True) == pytest.approx(rate_of_an_embedding(sparse=False), rel=1e-3)
+
+
+def test_tensors_that_have_moved_are_found() -> None:
+    """Weights and moments that lie elsewhere than at the step before."""
+    signals = Signals()
+    for step in range(4):
+        np.testing.assert_allclose(*signals.next(), rtol=1e-3, atol=1.0)  # of the last gradient only three digits are kept
+        signals.optimizer.step()
+        if step == 1:
+            signals.weights[1].data = signals.weights[1].data + 1.0
+            signals.optimizer.load_state_dict(copy.deepcopy(signals.optimizer.state_dict()))
+        elif step == 2:
+            signals.optimizer.state[signals.weights[4]]["exp_avg"] = torch.ones(70_000)
 
 
 def test_clipping_that_follows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
@@ -38,6 +39,7 @@ class LoopKernel:
         self._measure = CppCodeCache.load(source).measure_loop
         self._measure.argtypes, self._measure.restype = [integer, pointer, pointer, ctypes.c_int, pointer], None
         self._sizes, self._ones, self._num_groups = sizes, [1] * len(sizes), max(group_of) + 1
+        self._seen: dict[str, tuple[Sequence[Tensor | None], list[int]]] = {}  # tensors and their addresses, by name
         self._table = np.zeros((len(sizes), len(COLUMNS)), np.int64)
         self._table[:, :3] = np.transpose([sizes, rule_of, group_of])
         if before is not None:
@@ -57,10 +59,19 @@ class LoopKernel:
             factor: On the gradients.
         """
         for name, of_parameters in tensors.items():
-            addresses = _addresses(of_parameters, self._ones if name == "step" else self._sizes)
-            if addresses is None:
+            try:
+                addresses = [0 if tensor is None else tensor.data_ptr() for tensor in of_parameters]
+            except RuntimeError:  # sparse ones have none
+                return None
+            seen, before = self._seen.get(name, ((), []))
+            if addresses == before and all(map(operator.is_, of_parameters, seen)):
+                continue
+            if not _are_readable(of_parameters, self._ones if name == "step" else self._sizes):
+                self._seen.pop(name, None)
                 return None
             self._table[:, COLUMNS.index(name)] = addresses
+            if name != "gradients":  # these are others at every step, and would take memory in between
+                self._seen[name] = of_parameters, addresses
         numbers = np.array([_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)])
         totals = np.zeros((self._num_groups, len(SIGNALS)))
         self._measure(len(self._table), self._table.ctypes.data, numbers.ctypes.data, torch.get_num_threads(), totals.ctypes.data)
@@ -81,14 +92,9 @@ def _numbers(rule: StackedOptimizer, scale: float, factor: float) -> tuple[float
     return 0.0, factor, rule.weight_decay, 0.0, scale, rule.momentum or 0.0, float(rule.nesterov), 0.0, 0.0, 0.0
 
 
-def _addresses(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> list[int] | None:
-    """Where they lie, 0 for none; None if the kernel can't read one."""
-    addresses = []
-    for tensor, size in zip(tensors, sizes, strict=True):
-        if tensor is None:
-            addresses.append(0)
-        elif tensor.dtype is torch.float32 and tensor.is_cpu and tensor.numel() == size and tensor.is_contiguous():
-            addresses.append(tensor.data_ptr())
-        else:
-            return None
-    return addresses
+def _are_readable(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> bool:
+    """Whether the kernel can read all that there are."""
+    return all(
+        tensor is None or (tensor.dtype is torch.float32 and tensor.is_cpu and tensor.numel() == size and tensor.is_contiguous())
+        for tensor, size in zip(tensors, sizes, strict=True)
+    )

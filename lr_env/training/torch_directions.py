@@ -393,6 +393,7 @@ class LoopSignals:
         self._agrees = "directions" in self.previous
         self._chunk = _elements_per_chunk(self.device)
         self._gradients: list[Tensor] = []
+        self._lacks_gradients = False
         self._latest_gradients = self._latest_directions = self._like
         self._group_of = group_of
         self._kernel = self._make_kernel(sizes) if has_kernel else None
@@ -423,7 +424,9 @@ class LoopSignals:
                 factor = (self._clip_norm / (norm.to(self._like) + 1e-6)).clamp(max=1.0).view(1, 1)
             self.directions.begin(ratios, factor)
         if self._names:
-            self._gradients = [_dense_gradient(parameter) for parameter in self._parameters]
+            found = [parameter.grad for parameter in self._parameters]
+            self._gradients = [_dense(*pair) for pair in zip(found, self._parameters, strict=True)]
+            self._lacks_gradients = any(gradient is None for gradient in found)
         loss = loss.to(self.device)
         products = None if self._kernel is None else self._products(self._kernel)
         if products is not None:
@@ -463,7 +466,7 @@ class LoopSignals:
         return LoopKernel(sizes, self._group_of, self._group_of if self._is_grouped else [0] * len(sizes), before)
 
     def _products(self, kernel: LoopKernel) -> np.ndarray | None:
-        if any(parameter.grad is None for parameter in self._parameters):
+        if self._lacks_gradients:
             return None
         if isinstance(self.directions, Directions):
             return self.directions.products(kernel, self._gradients, self._group_of)
@@ -547,11 +550,11 @@ class LoopSignals:
         return shares
 
 
-def _dense_gradient(parameter: Tensor) -> Tensor:
-    """The gradient; 0 where there is none."""
-    if parameter.grad is None:
+def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """A parameter's gradient; 0 where there is none."""
+    if gradient is None:
         return torch.zeros_like(parameter)
-    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _elements_per_chunk(device: torch.device) -> int:
