@@ -87,10 +87,6 @@ class Outcome:
         """The same in fresh arrays."""
         return Outcome(**{field.name: getattr(self, field.name).copy() for field in fields(self)})
 
-    def of(self, members: np.ndarray) -> Outcome:
-        """That of members ``(K,)``."""
-        return Outcome(**{field.name: getattr(self, field.name)[members] for field in fields(self)})
-
     def without_events(self) -> Outcome:
         """Where all members are, with nothing having happened to them."""
         nothing = {name: np.zeros_like(getattr(self, name)) for name in ("rewards", "terminated", "truncated", "diverged", "rolled_back")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
@@ -150,7 +151,8 @@ class EpisodeGroups:
         for member in members.tolist():
             group, local = self._find(member)
             states.append(self._call("get_state", [(local,) if index == group else None for index in range(len(self._groups))])[group])
-        return {"variants": self.variants[members], "members": states, "outcome": None if self._outcome is None else self._outcome.of(members)}
+        outcome = None if self._outcome is None else {field.name: getattr(self._outcome, field.name)[members] for field in fields(Outcome)}
+        return {"variants": self.variants[members], "members": states, "outcome": outcome}
 
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """See :class:`lr_env.episodes.Episodes`.
@@ -165,8 +167,9 @@ class EpisodeGroups:
             group, local = self._find(member)
             self._call("set_state", [(own_state, local) if index == group else None for index in range(len(self._groups))])
         if state["outcome"] is not None:
-            self._outcome = self._whole(state["outcome"])
-            self._outcome.write(members, state["outcome"])
+            outcome = Outcome(**state["outcome"])
+            self._outcome = self._whole(outcome)
+            self._outcome.write(members, outcome)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -279,6 +282,7 @@ class RemoteEpisodes:
 def _serve(connection: Connection, other: Connection, arguments: CloudpickleWrapper) -> None:
     """What a process does: makes the episodes, and calls their methods until it is told None or the other end is gone."""
     other.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does at one, it must be able to end this process
     torch.set_num_threads(1)
     try:
         episodes: Any = arguments()

@@ -67,6 +67,19 @@ def test_processes_with_several_threads(tmp_path: Path) -> None:
     assert result.stdout.startswith("(4, "), result.stderr
 
 
+def test_a_process_ends_whatever_its_parent_does_at_a_signal() -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        env = make(2, num_processes=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for episodes, _ in env.episodes._groups:  # type: ignore[union-attr]
+        process = episodes._process  # type: ignore[union-attr]
+        process.terminate()
+        process.join(60)
+        assert process.exitcode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_state_brings_its_observations(num_processes: int) -> None:
     env, fresh = (make(3, autoreset_mode="Disabled", num_processes=num_processes) for _ in range(2))
