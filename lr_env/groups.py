@@ -214,7 +214,7 @@ class EpisodeGroups:
     def _whole(self, example: Outcome) -> Outcome:
         """Where all members are, with nothing having happened to them; at nothing yet before there is an outcome."""
         if self._outcome is not None:
-            return self._outcome.without_events().copy()
+            return self._outcome.without_events()
         empty = {field.name: getattr(example, field.name) for field in fields(Outcome)}
         return Outcome(**{name: np.zeros((self.num_members, *value.shape[1:]), value.dtype) for name, value in empty.items()})
 

@@ -97,28 +97,15 @@ def convolution() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 5, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3))
 
 
-def lstm() -> nn.Module:
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.recurrent, self.head = nn.LSTM(1, 5, batch_first=True), nn.Linear(5, 3)
+class Recurrent(nn.Module):
+    """The last output of a recurrent layer of this kind."""
 
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.head(self.recurrent(inputs[..., None])[0][:, -1])
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.recurrent, self.head = kind(1, 5, batch_first=True), nn.Linear(5, 3)
 
-    return Last()
-
-
-def gru() -> nn.Module:
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.recurrent, self.head = nn.GRU(1, 5, batch_first=True), nn.Linear(5, 3)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.head(self.recurrent(inputs[..., None])[0][:, -1])
-
-    return Last()
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.recurrent(inputs[..., None])[0][:, -1])
 
 
 class Scaled(nn.Module):
@@ -141,8 +128,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "partly_unused": (PartlyUnused, "batched"),
     "dropout": (dropout, "looped"),
     "attention": (Attention, "batched"),
-    "lstm": (lstm, "looped"),  # recurrent cells can't be evaluated side by side
-    "gru": (gru, "looped"),
+    "lstm": (partial(Recurrent, nn.LSTM), "looped"),  # recurrent cells can't be evaluated side by side
+    "gru": (partial(Recurrent, nn.GRU), "looped"),
     "scaled": (Scaled, "batched"),
     "falls_back": (FallsBack, "looped"),
     "without_rule": (WithoutRule, "looped"),

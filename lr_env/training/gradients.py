@@ -301,8 +301,8 @@ class GradientFunction:
         return parameters, buffers, inputs, targets
 
     def _is_faster_batched(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> bool:
-        if parameters.is_cuda:
-            return True
+        if parameters.is_cuda or _has_convolutions(self.model):
+            return parameters.is_cuda
         given = {tensor.untyped_storage().data_ptr() for tensor in (parameters, inputs, targets)}
         kept: dict[int, int] = {}
 
@@ -313,7 +313,7 @@ class GradientFunction:
 
         with suppress(RuntimeError), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):  # torch.func in a model has none
             self._single(parameters[0], _clone(buffers, 0), inputs[0], targets[0])
-        return not _has_convolutions(self.model) and sum(size for address, size in kept.items() if address not in given) <= LARGEST_KEPT
+        return sum(size for address, size in kept.items() if address not in given) <= LARGEST_KEPT
 
     def _single(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""
