@@ -36,7 +36,8 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             ``reset(options={"reset_mask": mask})``); or a ``gymnasium.vector.AutoresetMode``.
         variant: Of a family with variants, the variant of all members; None for variant i mod ``num_variants`` of member i.
         num_processes: Processes over which members are spread, each with ``num_threads``: as many as there are free cores. As for
-            every use of ``multiprocessing``, a script that starts them by "spawn" needs ``if __name__ == "__main__":``.
+            every use of ``multiprocessing``, a script that starts them by "spawn", as all with ``num_threads > 1`` are, needs
+            ``if __name__ == "__main__":``.
 
     Raises:
         ValueError: As the single environment; ``max_episode_steps`` is refused, use ``horizon``.
