@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lr_env import make_task
+from lr_env import Task, make_task
 from lr_env.seeding import Streams
+from lr_env.tasks import TaskFamily, Variant
 from lr_env.training import OPTIMIZERS, SIGNALS, Population, make_optimizer, signal_rows
+from lr_env.training.gradients import LARGEST_AT_ONCE, GradientFunction
+from lr_env.training.signals import EXAMPLE_SIGNALS
 from tests.reference import directions, flat, mean_loss, train
 from tests.rollouts import RUINOUS_RATE, advance, start, tiny_task
+from tests.test_execution import needs_compiler
 
 ALL_SIGNALS = frozenset(SIGNALS)
 
@@ -25,6 +31,16 @@ def dropout() -> nn.Module:
 
 def batch_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batch_norm_alone() -> nn.Module:
+    """Without the biases whose gradient is nothing but rounding."""
+    return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def smooth() -> nn.Module:
+    """For which there is no kernel of our own."""
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -120,6 +136,71 @@ def test_members_that_pause_are_not_changed(optimizer: str, model: object) -> No
     np.testing.assert_array_equal(state["steps"], expected["steps"])
     # The active ones moved on as if all had.
     torch.testing.assert_close(population.parameters[active], other.parameters[active], rtol=0, atol=0)
+
+
+def in_parts(monkeypatch: pytest.MonkeyPatch, task: Task | TaskFamily, seeds: Sequence[int], optimizer: str, **options: Any) -> Population:
+    """A population that has taken its first gradient, of two or three members at once."""
+    monkeypatch.setattr("lr_env.training.gradients.LARGEST_AT_ONCE", 2**40)
+    whole = start(task, seeds[:1], optimizer, gradients="batched", **options)
+    sizes: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientFunction, "_choose_num_at_once", lambda self, num_bytes: sizes.append(num_bytes))
+        whole.begin()
+    monkeypatch.setattr("lr_env.training.gradients.LARGEST_AT_ONCE", 3 * sizes[0])
+    population = start(task, seeds, optimizer, gradients="batched", **options)
+    population.begin()
+    monkeypatch.undo()
+    return population
+
+
+@pytest.mark.parametrize("name", ["tiny", "batch normalisation", "family", "samples"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_members_that_are_computed_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch, optimizer: str, name: str) -> None:
+    draws = {"input_scale_decades": (-0.3, 0.3), "initialisation_scale_decades": (-0.3, 0.3), "label_noise": (0.1, 0.5)}
+    task, signals = {
+        "tiny": (tiny_task(), ALL_SIGNALS),
+        "batch normalisation": (tiny_task(batch_norm_alone), ALL_SIGNALS.difference(EXAMPLE_SIGNALS)),
+        "family": (TaskFamily("varied", Variant(tiny_task(), data_fraction=0.7), **draws), ALL_SIGNALS),
+        "samples": (make_task("noisy-quadratic"), frozenset({"gradient_dot_previous"})),
+    }[name]
+    options = {"signals": signals, "lr_groups": "layer"}
+    parts, whole = in_parts(monkeypatch, task, range(6), optimizer, **options), start(task, range(6), optimizer, gradients="batched", **options)
+    whole.begin()
+    assert 1 < parts._gradient_function.num_at_once < whole._gradient_function.num_at_once == 6
+    rates, active = np.full((6, len(whole.groups)), 0.05), np.array([0, 3, 4])
+    for members in (None, active, None, None, None, active, None, None):  # past the end of an epoch
+        of_parts, of_whole = parts.step(rates, members), whole.step(rates, members)
+        shown = slice(None) if members is None else members
+        np.testing.assert_allclose(of_parts[..., shown], of_whole[..., shown], rtol=1e-9, atol=1e-12)
+    for key, value in whole.state.items():
+        torch.testing.assert_close(parts.state[key], value, rtol=1e-9, atol=1e-12)
+    state = parts.get_state(np.arange(6))
+    expected = parts.step(rates)
+    parts.set_state(state, np.arange(6))
+    np.testing.assert_array_equal(parts.step(rates), expected)
+
+
+def test_members_have_the_same_bits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, seeds = make_task("digits-mlp"), range(6)
+    parts, whole = in_parts(monkeypatch, task, seeds, "sgd", dtype="float32"), start(task, seeds, gradients="batched", dtype="float32")
+    whole.begin()
+    np.testing.assert_array_equal(advance(parts, np.full((30, 6), 0.1))[1:], advance(whole, np.full((30, 6), 0.1))[1:])
+
+
+@needs_compiler
+def test_compiled_members_in_parts_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, options, rates = tiny_task(smooth), {"signals": ALL_SIGNALS.difference(EXAMPLE_SIGNALS), "compile": True}, np.full((9, 6), 0.05)
+    parts, whole = in_parts(monkeypatch, task, range(6), "adamw", **options), start(task, range(6), "adamw", **options)
+    whole.begin()
+    np.testing.assert_allclose(advance(parts, rates)[1:], advance(whole, rates)[1:], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("num_members", "expected"), [(1, 1), (10, 10), (11, 11), (12, 6), (13, 13), (24, 8), (35, 7), (100, 10), (1024, 8)])
+def test_parts_are_divisors_of_the_population(num_members: int, expected: int) -> None:
+    task = tiny_task()
+    function = GradientFunction(task, task.initial_model(0), num_members)
+    function._choose_num_at_once(LARGEST_AT_ONCE // 10)
+    assert function.num_at_once == expected
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "noisy-quadratic"])

@@ -119,14 +119,20 @@ class Batches:
         return self._inputs.flatten(0, 2), self._targets.flatten(0, 2), indices
 
     def gather(self, inputs: Tensor, targets: Tensor, indices: Tensor, input_scales: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The batches at ``indices (N · B,)``: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""
-        shape = (self._num_members, self._task.batch_size)
+        """The batches at ``indices (K · B,)`` of K members: inputs ``(K, B, …)`` and targets ``(K, B, …)``; see :meth:`of_members`."""
+        shape = (len(indices) // self._task.batch_size, self._task.batch_size)
         batch_inputs = inputs.index_select(0, indices).unflatten(0, shape)
         if input_scales is not None:
             batch_inputs = batch_inputs * input_scales.view(-1, *[1] * (batch_inputs.dim() - 1))
         if self._family.varies_labels:
             indices = (indices.view(shape) + torch.arange(0, len(targets), len(inputs), device=indices.device).unsqueeze(1)).view(-1)
         return batch_inputs, targets.index_select(0, indices).unflatten(0, shape)
+
+    def of_members(self, members: slice, targets: Tensor, indices: Tensor, input_scales: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of what :meth:`gather` takes beside the inputs, the parts of some successive members."""
+        first, stop, batch_size = members.start, members.stop, self._task.batch_size
+        own = targets[first * self.num_own_targets : stop * self.num_own_targets] if self._family.varies_labels else targets
+        return own, indices[first * batch_size : stop * batch_size], None if input_scales is None else input_scales[members]
 
     def current(self) -> tuple[Tensor, Tensor]:
         """The current minibatches: inputs ``(N, B, …)`` and targets ``(N, B, …)``."""

@@ -31,6 +31,9 @@ LARGEST_KEPT = 2**20
 """Bytes that one member's forward pass keeps for its backward pass. Where they are more, as in a transformer's, all members' would pass through
 memory at every operation, and one member after another is faster on a CPU."""
 
+LARGEST_AT_ONCE = 2**23
+"""Bytes of weights, gradients, minibatches and what is kept of the members that are batched together on a CPU: so much stays in the caches."""
+
 LARGEST_EVALUATED_SIDE_BY_SIDE = 2**14
 """Parameters of a model. A large one, and convolutions, see many examples at once in an evaluation; on a CPU, member by member is faster then."""
 
@@ -72,6 +75,8 @@ class GradientFunction:
     Attributes:
         is_stochastic: Whether the model draws random numbers while it trains, as dropout does.
         is_plain: Whether the function is made of plain operations, so that it can be part of a larger graph.
+        num_at_once: Members that a call is given, K: a divisor of N, where they are batched on a CPU, so that they are at most
+            :data:`LARGEST_AT_ONCE`; else N.
         layout: Where each parameter lies.
         model: The template.
     """
@@ -83,17 +88,18 @@ class GradientFunction:
         self.engine: Engine = "looped" if engine == "auto" and num_members == 1 else engine
         self.is_stochastic = self.is_plain = False
         self._task, self.model, self._num_members, self._backend = task, model, num_members, backend
+        self.num_at_once = num_members
         self._function: Callable[..., tuple[Tensor, Tensor]] = self._single
 
     def __call__(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
-        """Gradients ``(N, P)`` and the losses ``(N,)`` that observations and rewards use.
+        """Gradients ``(K, P)`` and the losses ``(K,)`` that observations and rewards use.
 
         Args:
-            parameters: ``(N, P)``.
-            buffers: Each ``(N, …)``; updated in place, as in a forward pass in training mode.
-            inputs: ``(N, B, …)``.
-            targets: ``(N, B, …)``.
-            generators: The members' own ``(N,)``, for models that draw while they train; advanced.
+            parameters: ``(K, P)``.
+            buffers: Each ``(K, …)``; updated in place, as in a forward pass in training mode.
+            inputs: ``(K, B, …)``.
+            targets: ``(K, B, …)``.
+            generators: The members' own ``(K,)``, for models that draw while they train; advanced.
         """
         if self.engine == "batched":
             gradients, losses = self._function(parameters, buffers, inputs, targets)
@@ -218,8 +224,15 @@ class GradientFunction:
                 f"as its model or loss looks at the whole minibatch (batch normalisation does). {advice}"
             )
 
-    def choose(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> None:
+    def choose(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, takes_examples: bool = False) -> None:
         """Probes the engines on a first batch and keeps the fastest one that agrees with plain autograd.
+
+        Args:
+            parameters: ``(N, P)``.
+            buffers: Each ``(N, …)``; not changed.
+            inputs: ``(N, B, …)``.
+            targets: ``(N, B, …)``.
+            takes_examples: Whether :meth:`examples` is called at each step.
 
         Raises:
             ValueError: If ``"batched"`` was asked for and does not work; the message says why. If the model draws on a GPU.
@@ -234,13 +247,21 @@ class GradientFunction:
                 name = self._task.name
                 raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
             check = self.unseen(parameters, buffers, inputs, targets)
-            if self.engine == "batched" or (self.engine == "auto" and self._is_faster_batched(parameters, buffers, inputs, targets)):
-                reason = self._try_batched(parameters, buffers, inputs, targets, check)
+            if self.engine != "looped":
+                kept = self._kept_bytes(parameters, buffers, inputs, targets)
+                is_faster = parameters.is_cuda or not (_has_convolutions(self.model) or kept > LARGEST_KEPT)
+                reason = "it is slower"
+                if self.engine == "batched" or is_faster:
+                    kept += 4 * parameters[0].nbytes + inputs[0].nbytes + targets[0].nbytes  # weights, two gradients, a direction
+                    self._choose_num_at_once(kept + takes_examples * inputs.shape[1] * parameters[0].nbytes)
+                    first = slice(self.num_at_once)
+                    part = parameters[first], {name: buffer[first] for name, buffer in buffers.items()}, inputs[first], targets[first]
+                    reason = self._try_batched(*part, check)
                 if not reason:
                     return
                 if self.engine == "batched":
                     raise ValueError(f'gradients="batched" does not work for task {self._task.name!r}: {reason}. Use "auto" or "looped".')
-            self.engine = "looped"
+            self.engine, self.num_at_once = "looped", self._num_members
             if self.is_stochastic:
                 return
             example = (parameters[0], _clone(buffers, 0), inputs[0], targets[0])
@@ -268,7 +289,13 @@ class GradientFunction:
                 graph = flat_graph(mapped, (parameters, _clone(buffers), inputs, targets))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        if not self.agrees(lambda *arguments: tuple(part[-1] for part in graph(*arguments)), check):
+        last = slice(-len(parameters), None)
+
+        def last_member(parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+            results = graph(parameters[last], {name: buffer[last] for name, buffer in buffers.items()}, inputs[last], targets[last])
+            return tuple(part[-1] for part in results)
+
+        if not self.agrees(last_member, check):
             return "its gradients disagree with plain autograd"
         self.engine, self._function, self.is_plain = "batched", graph, True
         return ""
@@ -300,9 +327,8 @@ class GradientFunction:
                 return parameters, {name: buffer.roll(shift, dims=0) for name, buffer in buffers.items()}, inputs, targets
         return parameters, buffers, inputs, targets
 
-    def _is_faster_batched(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> bool:
-        if parameters.is_cuda or _has_convolutions(self.model):
-            return parameters.is_cuda
+    def _kept_bytes(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> int:
+        """What one member's forward pass keeps for its backward pass, beside what it is given."""
         given = {tensor.untyped_storage().data_ptr() for tensor in (parameters, inputs, targets)}
         kept: dict[int, int] = {}
 
@@ -313,7 +339,14 @@ class GradientFunction:
 
         with suppress(RuntimeError), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):  # torch.func in a model has none
             self._single(parameters[0], _clone(buffers, 0), inputs[0], targets[0])
-        return sum(size for address, size in kept.items() if address not in given) <= LARGEST_KEPT
+        return sum(size for address, size in kept.items() if address not in given)
+
+    def _choose_num_at_once(self, num_bytes: int) -> None:
+        """For members of so many bytes each; all at once where N has no divisor nearby."""
+        most = LARGEST_AT_ONCE // num_bytes
+        if most < self._num_members and not next(self.model.parameters()).is_cuda:
+            divisors = (count for count in range(most, most // 4, -1) if self._num_members % count == 0)
+            self.num_at_once = next(divisors, self._num_members)
 
     def _single(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""

@@ -167,7 +167,7 @@ class Population:
 
     @property
     def parameters(self) -> Tensor:
-        """The weights, ``(N, P)``."""
+        """The weights, ``(N, P)``; the next step may write over them, as over what follows."""
         return self.state["parameters"]
 
     @property
@@ -242,12 +242,36 @@ class Population:
         if self._controls_momentum:
             chosen = np.zeros_like(self._rates_view) if momenta is None else np.ascontiguousarray(momenta)
             momenta_tensor = torch.from_numpy(chosen).to(self.device)
+        if self._gradient_function.num_at_once < self.num_members:
+            return self._train_in_parts(rates_tensor, momenta_tensor)
         arguments = (self.state, self.steps_tensor, rates_tensor, momenta_tensor, *self.batch())
         if self._take_step is None:
             self._take_step = self.fused(self.transition, arguments)
         self.state, signals = self._take_step(*arguments)
         result: np.ndarray = signals.cpu().numpy()
         return result
+
+    def _train_in_parts(self, rates: Tensor, momenta: Tensor | None) -> np.ndarray:
+        """:meth:`transition` in place, of some members after the others: what it makes of all of them would not stay in the caches."""
+        state, steps, (inputs, targets, indices, scales, *validation) = self.state, self.steps_tensor, self.batch()
+        assert targets is not None and indices is not None
+        signals = np.empty((1 + len(self._signals), len(self.groups), self.num_members))
+        num_at_once = self._gradient_function.num_at_once
+        for start in range(0, self.num_members, num_at_once):
+            part = slice(start, start + num_at_once)
+            own = {name: value[part] for name, value in state.items()}
+            batch = inputs, *self.batches.of_members(part, targets, indices, scales), *validation
+            arguments = (own, steps[part], rates[part], None if momenta is None else momenta[part], *batch)
+            if self._take_step is None:
+                self._take_step = self.fused(self.transition, arguments)
+            following, signals_of_part = self._take_step(*arguments)
+            if following["directions"] is following["gradients"]:  # of SGD: written once
+                state["directions"] = state["gradients"]
+                del following["directions"]
+            for name, value in following.items():
+                own[name].copy_(value)
+            signals[..., part] = signals_of_part.numpy()
+        return signals
 
     @property
     def steps_in_place(self) -> bool:
@@ -525,10 +549,10 @@ class Population:
         if self._evaluation is None:
             gradients = self._gradient_function
             first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
-            gradients.choose(*first)
+            gradients.choose(*first, takes_examples=not self._signals.isdisjoint(EXAMPLE_SIGNALS))
             if self._may_step_in_place and gradients.engine != "looped":
                 self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
-            if self._signals.intersection(EXAMPLE_SIGNALS):
+            if not self._signals.isdisjoint(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._part_backend)
         return self._evaluation
