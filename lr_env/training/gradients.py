@@ -247,16 +247,12 @@ class GradientFunction:
                 name = self._task.name
                 raise ValueError(f'The model of task {name!r} draws random numbers while it trains, as dropout does; use device="cpu" for it.')
             check = self.unseen(parameters, buffers, inputs, targets)
-            if self.engine != "looped":
-                kept = self._kept_bytes(parameters, buffers, inputs, targets)
-                is_faster = parameters.is_cuda or not (_has_convolutions(self.model) or kept > LARGEST_KEPT)
-                reason = "it is slower"
-                if self.engine == "batched" or is_faster:
-                    kept += 4 * parameters[0].nbytes + inputs[0].nbytes + targets[0].nbytes  # weights, two gradients, a direction
-                    self._choose_num_at_once(kept + takes_examples * inputs.shape[1] * parameters[0].nbytes)
-                    first = slice(self.num_at_once)
-                    part = parameters[first], {name: buffer[first] for name, buffer in buffers.items()}, inputs[first], targets[first]
-                    reason = self._try_batched(*part, check)
+            kept = 0 if self.engine == "looped" else self._kept_bytes(parameters, buffers, inputs, targets)
+            is_faster = parameters.is_cuda or not (_has_convolutions(self.model) or kept > LARGEST_KEPT)
+            if self.engine == "batched" or (self.engine == "auto" and is_faster):
+                kept += 4 * parameters[0].nbytes + inputs[0].nbytes + targets[0].nbytes  # weights, two gradients, a direction
+                self._choose_num_at_once(kept + takes_examples * inputs.shape[1] * parameters[0].nbytes)
+                reason = self._try_batched(*_of(slice(self.num_at_once), parameters, buffers, inputs, targets), check)
                 if not reason:
                     return
                 if self.engine == "batched":
@@ -290,12 +286,7 @@ class GradientFunction:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         last = slice(-len(parameters), None)
-
-        def last_member(parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-            results = graph(parameters[last], {name: buffer[last] for name, buffer in buffers.items()}, inputs[last], targets[last])
-            return tuple(part[-1] for part in results)
-
-        if not self.agrees(last_member, check):
+        if not self.agrees(lambda *arguments: tuple(part[-1] for part in graph(*_of(last, *arguments))), check):
             return "its gradients disagree with plain autograd"
         self.engine, self._function, self.is_plain = "batched", graph, True
         return ""
@@ -454,6 +445,11 @@ class EvaluationFunction:
 def _has_convolutions(model: nn.Module) -> bool:
     kinds = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
     return any(isinstance(module, kinds) for module in model.modules())
+
+
+def _of(members: slice, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Buffers, Tensor, Tensor]:
+    """The parts of some successive members."""
+    return parameters[members], {name: buffer[members] for name, buffer in buffers.items()}, inputs[members], targets[members]
 
 
 def _clone(buffers: Buffers, member: int | None = None) -> Buffers:

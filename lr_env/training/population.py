@@ -167,7 +167,7 @@ class Population:
 
     @property
     def parameters(self) -> Tensor:
-        """The weights, ``(N, P)``; the next step may write over them, as over what follows."""
+        """The weights, ``(N, P)``; the next step may write over them, as over gradients and directions."""
         return self.state["parameters"]
 
     @property
@@ -255,8 +255,7 @@ class Population:
         """:meth:`transition` in place, of some members after the others: what it makes of all of them would not stay in the caches."""
         state, steps, (inputs, targets, indices, scales, *validation) = self.state, self.steps_tensor, self.batch()
         assert targets is not None and indices is not None
-        signals = np.empty((1 + len(self._signals), len(self.groups), self.num_members))
-        num_at_once = self._gradient_function.num_at_once
+        num_at_once, signals = self._gradient_function.num_at_once, []
         for start in range(0, self.num_members, num_at_once):
             part = slice(start, start + num_at_once)
             own = {name: value[part] for name, value in state.items()}
@@ -270,8 +269,8 @@ class Population:
                 del following["directions"]
             for name, value in following.items():
                 own[name].copy_(value)
-            signals[..., part] = signals_of_part.numpy()
-        return signals
+            signals.append(signals_of_part.numpy())
+        return np.concatenate(signals, axis=-1)
 
     @property
     def steps_in_place(self) -> bool:
