@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
-from lr_env.tasks.models import CharacterTransformer, cnn, image_mlp, mlp, resnet
+from lr_env.tasks.models import CharacterTransformer, ProductConvolution, ProductPooling, cnn, image_mlp, mlp, resnet
 from lr_env.tasks.task import LOSSES
 
 
@@ -122,3 +122,12 @@ def test_convolutions_as_products_equal_convolutions() -> None:
         results.append((*model.parameters(), model(images), *gradients))
     for first, second in zip(*results, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-11, atol=1e-12)
+
+
+def test_products_keep_examples_last_in_memory() -> None:
+    images = ProductConvolution(2, 3)(torch.randn(5, 2, 7, 6))
+    pooled = ProductPooling()(images)
+    assert images.permute(1, 2, 3, 0).is_contiguous()
+    assert pooled.permute(1, 2, 3, 0).is_contiguous()
+    assert torch.equal(pooled, F.max_pool2d(images, 2))
+    assert torch.equal(ProductPooling()(images.contiguous()), pooled)

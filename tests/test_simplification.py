@@ -79,6 +79,14 @@ def test_pooling_channels_last_gives_the_same_bits() -> None:
         assert torch.equal(graph(other), pooled(other))
 
 
+def test_pooling_of_what_is_channels_last_is_left_alone() -> None:
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    graph = make_fx(lambda values: F.max_pool2d(values, 2))(images)
+    simplify(graph)
+    assert not any(node.target is torch.ops.aten.clone.default for node in graph.graph.nodes)
+    assert torch.equal(graph(images), F.max_pool2d(images, 2))
+
+
 def test_the_gradient_of_a_layer_normalisation_runs_without_python() -> None:
     weight, bias = torch.full((3,), 2.0), torch.ones(3)
 

@@ -34,13 +34,13 @@ def cnn(
         channels: Of each convolution's output.
         num_outputs: Of the linear layer.
         activation: Module between the layers.
-        as_products: Whether convolutions are computed as :class:`ProductConvolution` does.
+        as_products: Whether convolutions and pooling are computed as :class:`ProductConvolution` and :class:`ProductPooling` do.
     """
     num_channels, height, width = image_shape
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise([num_channels, *channels]):
         convolution = ProductConvolution(fan_in, fan_out) if as_products else nn.Conv2d(fan_in, fan_out, 3, padding=1)
-        layers += [convolution, activation(), nn.MaxPool2d(2)]
+        layers += [convolution, activation(), ProductPooling() if as_products else nn.MaxPool2d(2)]
         num_channels, height, width = fan_out, height // 2, width // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_channels * height * width, num_outputs))
 
@@ -59,13 +59,21 @@ class ProductConvolution(nn.Module):
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, images: Tensor) -> Tensor:
-        """``images (B, C, H, W)`` become ``(B, C', H, W)``."""
+        """``images (B, C, H, W)`` become ``(B, C', H, W)``, which lie in memory as ``(C', H, W, B)``: so whole rows are copied at a time."""
         count, num_channels, height, width = images.shape
-        padded = F.pad(images, (1, 1, 1, 1))
-        shifted = [padded[:, :, row : row + height, column : column + width] for row in range(3) for column in range(3)]
-        patches = torch.stack(shifted, dim=2).permute(1, 2, 0, 3, 4).reshape(9 * num_channels, count * height * width)
-        products = self.weight.flatten(1) @ patches + self.bias.unsqueeze(1)  # (C', B · H · W)
-        return products.view(-1, count, height, width).transpose(0, 1)
+        padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))
+        shifted = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+        patches = torch.stack(shifted, dim=1).reshape(9 * num_channels, height * width * count)
+        products = self.weight.flatten(1) @ patches + self.bias.unsqueeze(1)
+        return products.view(-1, height, width, count).permute(3, 0, 1, 2)
+
+
+class ProductPooling(nn.Module):
+    """``nn.MaxPool2d(2)`` of what :class:`ProductConvolution` gives: examples, last in memory, are its channels, so that it is fast."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images (B, C, H, W)`` become ``(B, C, H // 2, W // 2)``."""
+        return F.max_pool2d(images.transpose(0, 1), 2).transpose(0, 1)
 
 
 def image_mlp(image_shape: tuple[int, int, int], hidden: Sequence[int], num_outputs: int) -> nn.Module:

@@ -50,7 +50,9 @@ def _pool_channels_last(module: GraphModule, pooling: Node) -> None:
     """PyTorch's pooling on a CPU takes much longer with channels first than with channels last, conversions included."""
     images = pooling.args[0]
     assert isinstance(images, Node)
-    if images.meta["val"].device.type != "cpu" or images.meta["val"].dim() != 4:
+    value = images.meta["val"]
+    is_last = not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+    if value.device.type != "cpu" or value.dim() != 4 or is_last:
         return
     with module.graph.inserting_before(pooling):
         turned = module.graph.call_function(_ATEN.clone.default, (images,), {"memory_format": torch.channels_last})
