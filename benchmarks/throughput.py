@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,10 +30,11 @@ from unittest import mock
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks.kept import kept, unfinished
+from benchmarks.lr_bench.report.tables import Column, Table
 from benchmarks.terminal import make_console, run_command
 from benchmarks.throughput_figure import Panel, draw
 from benchmarks.throughput_rows import (
@@ -87,8 +88,10 @@ class Options:
     compiled: bool = True
     """Whether compiled environments are measured, too."""
     output: Path = Path("results/throughput.json")
-    """Where the numbers go; the figure goes beside them, as a PNG. Until the last row is measured, a folder beside it keeps the others, so that a
-    run that was killed goes on where it stopped."""
+    """Where the numbers go; the figure and the tables go beside them, as .png and .md. Until the last row is measured, a folder beside it keeps the
+    others, so that a run that was killed goes on where it stopped."""
+    show: tuple[Path, ...] = ()
+    """Numbers of earlier runs, each of other tasks: their tables and figure are made together, and nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The result that :func:`dataclasses.asdict` described."""
-        return cls(**{**data, "row": Row(**data["row"]), "repeats": [Repeat(**repeat) for repeat in data["repeats"]]})
+        known = {each.name: data[each.name] for each in fields(cls)}  # and not what was computed of it
+        return cls(**{**known, "row": Row(**data["row"]), "repeats": [Repeat(**repeat) for repeat in data["repeats"]]})
 
     @property
     def speed(self) -> float:
@@ -329,44 +333,40 @@ def _requirements_of_pairs(name: TaskName, measured: Mapping[Row, Result]) -> li
 
 def make_table(name: TaskName, results: Sequence[Result]) -> Table:
     """One task's results for people."""
-    table = Table(title=f"{name}, batch {make_task(name).batch_size}, horizon {HORIZON}, {results[0].flops / 1e6:.3g} MFLOP per SGD step")
-    table.add_column("", no_wrap=True)
-    for column in (
-        "SGD\nsteps/s",
-        "ratio\nto bare",
-        "required",
-        "GFLOP\n/s",
-        "of\nlimit",
-        "over-\nhead µs",
-        "resets",
-        "MB per\nmember",
-        "s to\ncompile",
-    ):
-        table.add_column(column, justify="right")
+    forms: Mapping[str, Callable[[Any], str]] = {
+        "SGD steps/s": "{:,.0f}".format,
+        "ratio to bare": "{:.2f}".format,
+        "GFLOP/s": "{:.1f}".format,
+        "of limit": "{:.1%}".format,
+        "overhead, µs": "{:.1f}".format,
+        "resets": "{:.1%}".format,
+        "MB per member": "{:.2f}".format,
+        "s to compile": "{:.0f}".format,
+    }
+    rows: list[tuple[Any, ...]] = []
     for result in results:
-        bound = required_ratio(name, result.row)
-        required = "" if bound is None else f"≥ {bound:g}"
         if not result.repeats:
-            table.add_row(result.row.name, "not installed", "", required)
+            rows.append((f"{result.row.name}, not installed", *[None] * len(forms)))
             continue
-        numbers = f"{result.speed:,.0f}", f"{result.ratio:.2f}", required, f"{result.speed * result.flops / 1e9:.1f}", f"{result.share:.1%}"
-        overhead = "" if result.overhead_share is None else f"{1e6 * result.overhead_share / result.speed:.1f}"
-        resets = "" if result.reset_share is None else f"{result.reset_share:.1%}"
-        memory = "" if result.bytes_per_member is None else f"{result.bytes_per_member / 1e6:.2f}"
-        table.add_row(result.row.name, *numbers, overhead, resets, memory, f"{result.seconds_to_compile:.1f}")
-    return table
+        speeds = result.speed, result.ratio, result.speed * result.flops / 1e9, result.share
+        overhead = None if result.overhead_share is None else 1e6 * result.overhead_share / result.speed
+        memory = None if result.bytes_per_member is None else result.bytes_per_member / 1e6
+        rows.append((result.row.name, *speeds, overhead, result.reset_share, memory, result.seconds_to_compile if result.row.compiled else None))
+    title = f"{name}, batch {make_task(name).batch_size}, horizon {HORIZON}, {results[0].flops / 1e6:.3g} MFLOP per SGD step"
+    return Table(name, title, (Column("Row"), *(Column(head, form) for head, form in forms.items())), tuple(rows))
 
 
 def make_requirements_table(found: Sequence[Requirement]) -> Table:
     """The requirements for people."""
-    table = Table(title="Requirements")
-    table.add_column("")
-    for column in ("measured", "required", ""):
-        table.add_column(column, justify="right")
-    for requirement in found:
-        bound = f"{'≤' if requirement.is_upper else '≥'} {requirement.bound:g}"
-        table.add_row(requirement.text, f"{requirement.measured:.3g}", bound, "met" if requirement.is_met else "missed")
-    return table
+    columns = Column("Requirement"), Column("measured", "{:.3g}".format), Column("required", str), Column("", str)
+    rows = [(each.text, each.measured, f"{'≤' if each.is_upper else '≥'} {each.bound:g}", "met" if each.is_met else "missed") for each in found]
+    return Table("requirements", "Requirements", columns, tuple(rows))
+
+
+def make_tables(results: Results) -> list[Table]:
+    """All that is shown."""
+    found = requirements(results)
+    return [*(make_table(name, measured) for name, measured in results.items()), *([make_requirements_table(found)] if found else [])]
 
 
 def make_panel(name: TaskName, results: Sequence[Result]) -> Panel:
@@ -448,18 +448,44 @@ def measure_all(options: Options, folder: Path) -> dict[TaskName, list[Result]]:
     return results
 
 
+def read_results(paths: Sequence[Path]) -> dict[TaskName, list[Result]]:
+    """What earlier runs wrote.
+
+    Raises:
+        ValueError: If a file is not one of this benchmark's, or two are of the same task.
+    """
+    results: dict[TaskName, list[Result]] = {}
+    for path in paths:
+        try:
+            tasks = {name: [Result.from_dict(row) for row in rows] for name, rows in json.loads(path.read_text())["rows"].items()}
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} does not hold the numbers of a run of this benchmark. Give files that its --output has written.") from error
+        if twice := tasks.keys() & results.keys():
+            raise ValueError(f"{path} is of {', '.join(sorted(twice))}, as another of the files is. Give one file for each task.")
+        results |= tasks
+    return results
+
+
 def main(options: Options) -> None:
-    """Measures, prints the tables, and writes the numbers and the figure; goes on where a run was killed."""
-    console, picture = make_console(), options.output.with_suffix(".png")
-    with unfinished(options.output) as folder:
-        results = measure_all(options, folder)
-        options.output.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
-        draw([make_panel(name, measured) for name, measured in results.items()], picture)
-    for name, measured in results.items():
-        console.print(make_table(name, measured))
-    if found := requirements(results):
-        console.print(make_requirements_table(found))
-    print(f"Written to {options.output} and {picture}.")
+    """Measures, prints the tables, and writes the numbers, the tables and the figure; goes on where a run was killed."""
+    console, path = make_console(), options.output
+    if options.show:
+        results = read_results(options.show)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        with unfinished(path) as folder:
+            results = measure_all(options, folder)
+            path.write_text(json.dumps(as_json(results, options), indent=2, default=str) + "\n")
+    tables, picture, text = make_tables(results), path.with_suffix(".png"), path.with_suffix(".md")
+    draw([make_panel(name, measured) for name, measured in results.items()], picture)
+    text.write_text("\n".join(f"{table.title}\n\n{table.to_markdown()}" for table in tables))
+    for table in tables:
+        shown = table.to_terminal()
+        shown.columns[0].no_wrap, shown.box, shown.padding = True, SIMPLE_HEAD, (0, 1, 0, 0)
+        for column in shown.columns[1:]:
+            column.min_width = max(map(len, str(column.header).split()), default=0)  # heads wrap, between words
+        console.print(shown)
+    print(f"Written to {', '.join(str(each) for each in (picture, text, *([] if options.show else [path])))}.")
 
 
 if __name__ == "__main__":

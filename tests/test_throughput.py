@@ -167,6 +167,25 @@ def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Requirements" in capsys.readouterr().out
     assert not list(output.parent.glob("*.unfinished"))
 
+    shown = tmp_path / "shown" / "throughput.json"
+    throughput.main(Options(show=(output,), output=shown))
+    assert "Requirements" in capsys.readouterr().out
+    assert shown.with_suffix(".png").read_bytes() == output.with_suffix(".png").read_bytes()
+    assert shown.with_suffix(".md").read_text() == output.with_suffix(".md").read_text()
+    assert "| native N = 2 |" in shown.with_suffix(".md").read_text()
+    assert not shown.exists()
+
+
+def test_files_of_earlier_runs_that_do_not_fit_are_refused(tmp_path: Path, result: Callable[..., Result]) -> None:
+    options = Options(tasks=("mlp",))
+    (first := tmp_path / "first.json").write_text(json.dumps(throughput.as_json({"mlp": [result(1.0, "bare")]}, options), default=str))
+    (other := tmp_path / "other.json").write_text('{"rows": {"cnn": [{"row": 3}]}}')
+    with pytest.raises(ValueError, match="is of mlp, as another"):
+        throughput.main(dataclasses.replace(options, show=(first, first), output=tmp_path / "shown.json"))
+    with pytest.raises(ValueError, match="does not hold the numbers"):
+        throughput.main(dataclasses.replace(options, show=(first, other), output=tmp_path / "shown.json"))
+    assert not list(tmp_path.glob("shown*"))
+
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped at its second row; the first one is not measured again."""
