@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
@@ -452,7 +452,7 @@ def read_results(paths: Sequence[Path]) -> dict[TaskName, list[Result]]:
     """What earlier runs wrote.
 
     Raises:
-        ValueError: If a file is not one of this benchmark's, or two are of the same task.
+        ValueError: If a file is not one of this benchmark's, of an unknown task, or two are of the same task.
     """
     results: dict[TaskName, list[Result]] = {}
     for path in paths:
@@ -460,6 +460,8 @@ def read_results(paths: Sequence[Path]) -> dict[TaskName, list[Result]]:
             tasks = {name: [Result.from_dict(row) for row in rows] for name, rows in json.loads(path.read_text())["rows"].items()}
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} does not hold the numbers of a run of this benchmark. Give files that its --output has written.") from error
+        if unknown := tasks.keys() - set(get_args(TaskName)):
+            raise ValueError(f"{path} is of {', '.join(sorted(unknown))}, but tasks are {', '.join(get_args(TaskName))}. Give files of these.")
         if twice := tasks.keys() & results.keys():
             raise ValueError(f"{path} is of {', '.join(sorted(twice))}, as another of the files is. Give one file for each task.")
         results |= tasks

@@ -180,10 +180,13 @@ def test_files_of_earlier_runs_that_do_not_fit_are_refused(tmp_path: Path, resul
     options = Options(tasks=("mlp",))
     (first := tmp_path / "first.json").write_text(json.dumps(throughput.as_json({"mlp": [result(1.0, "bare")]}, options), default=str))
     (other := tmp_path / "other.json").write_text('{"rows": {"cnn": [{"row": 3}]}}')
+    (unknown := tmp_path / "unknown.json").write_text(first.read_text().replace('"mlp"', '"resnet"'))
     with pytest.raises(ValueError, match="is of mlp, as another"):
         throughput.main(dataclasses.replace(options, show=(first, first), output=tmp_path / "shown.json"))
     with pytest.raises(ValueError, match="does not hold the numbers"):
         throughput.main(dataclasses.replace(options, show=(first, other), output=tmp_path / "shown.json"))
+    with pytest.raises(ValueError, match="is of resnet, but tasks are mlp, cnn, transformer"):
+        throughput.main(dataclasses.replace(options, show=(unknown,), output=tmp_path / "shown.json"))
     assert not list(tmp_path.glob("shown*"))
 
 
