@@ -240,7 +240,7 @@ class DDPG:
             agent._observations, agent._noise, agent._returns = tree["observations"], tree["noise"], tree["returns"]
             agent.recent_returns = tree["recent_returns"]
             agent.num_steps_taken, agent.num_updates = tree["num_steps_taken"], tree["num_updates"]
-        except (KeyError, IndexError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
             raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this environment, or is damaged: {error!r}.") from error
         return agent
 

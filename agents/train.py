@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tqdm.write(f"Written: {path}")
             return
         training = Training(tyro.cli(TrainingOptions, args=given, prog="lr-train", description=__doc__))
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"lr-train: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     tqdm.write(training.run())

@@ -51,8 +51,11 @@ gym.register(
 
 def _warn_if_agents_are_shadowed() -> None:
     """Other distributions bring a package named ``agents`` too; found first, theirs would be imported in place of ours."""
-    spec = importlib.util.find_spec("agents")  # looks for the package without importing it
-    if spec is None or spec.origin is None or "from agents.ddpg import DDPG" in Path(spec.origin).read_text(encoding="utf-8"):
+    try:
+        spec = importlib.util.find_spec("agents")  # looks for the package without importing it
+        if spec is None or spec.origin is None or "from agents.ddpg import DDPG" in Path(spec.origin).read_text(encoding="utf-8", errors="replace"):
+            return
+    except (OSError, ValueError):  # in an archive, or made by hand: nothing that can be looked into
         return
     warnings.warn(
         f"lr-env's package `agents` is shadowed by another distribution's, {spec.origin}: `from agents import DDPG` will fail. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lr_env.checks import positive_integer, unknown_name
 from lr_env.files import FileFormatError, read_file, write_file
+from lr_env.isolation import full_precision, isolated
 from lr_env.mdp import MDP
 from lr_env.recurrent import RecurrentPolicy
 from lr_env.seeding import preserved_global_generators
@@ -106,7 +107,7 @@ class PolicyNetwork(nn.Module):
         self.num_features, self.num_actions, self.hidden = num_features, num_actions, tuple(hidden)
         self.activation, self.output = activation, output
         widths = [num_features, *hidden]
-        with preserved_global_generators():
+        with preserved_global_generators(), isolated():
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
             for fan_in, fan_out in pairwise(widths):
@@ -151,7 +152,7 @@ class PolicyNetwork(nn.Module):
         affine = self._affine()
         if observations.size == self.num_features and all(weight.numel() <= LARGEST_LAYER_OF_ONE for weight, _ in affine):
             return self._predict_one(observations, affine), state
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             # What `forward` does; calls of modules would take longer than this.
             values, activate = torch.from_numpy(observations), torch.relu_ if self.activation == "relu" else torch.tanh_
             for weight, bias in affine[:-1]:
@@ -215,7 +216,7 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"its tensors {found} do not fit its architecture {expected}")
-        with preserved_global_generators():
+        with preserved_global_generators(), isolated():
             policy = POLICIES[kind](**architecture)
         policy.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:

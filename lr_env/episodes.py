@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lr_env.checks import positive_integer
+from lr_env.isolation import computing, isolated
 from lr_env.mdp import MDP
 from lr_env.mdp.arrays import Array, Record, namespace
 from lr_env.mdp.recording import Recorder
@@ -179,6 +180,7 @@ class Episodes:
         ValueError: If a name is unknown or a number is out of range.
     """
 
+    @isolated()
     def __init__(
         self,
         task: str | Mapping[str, Any] | Task | TaskFamily,
@@ -275,7 +277,7 @@ class Episodes:
                 self.seeds[member] = seed
             self.episode[member] = 0 if seed is not None else self.episode[member] + 1
             streams.append(Streams(self.seeds[member], int(self.episode[member])))
-        with self._settings():
+        with self._settings(), isolated(self.population.device.type):
             self.population.restart(members, streams)
         noise = [stream.noise for stream in streams] if self.mdp.initial_rate_decades else None
         self.table[..., members] = self.process.initial(len(members), noise)
@@ -322,6 +324,7 @@ class Episodes:
             "safe": None if self._safe is None else self._safe.get_state(members),
         }
 
+    @isolated()
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
         """Restores what :meth:`get_state` returned into members ``(K,)``."""
         self.population.set_state(state["population"], members)
@@ -334,7 +337,7 @@ class Episodes:
 
     def _settings(self) -> AbstractContextManager[None]:
         """PyTorch's settings while we compute; the process has its own before and after."""
-        return _Threads(self.num_threads) if self.population.device.type == "cpu" else _exact_on_gpu(self.num_threads)
+        return computing(self.population.device, self.num_threads)
 
     def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
         """The rest of a decision's steps, at the same rate; adds to its outcome."""
@@ -594,31 +597,6 @@ def find_family(task: str | Mapping[str, Any] | Task | TaskFamily) -> TaskFamily
             "Task.from_tensors(name, model, inputs, targets) makes a Task of a module and its data."
         )
     return as_family(make_task(task) if isinstance(task, str) else task)
-
-
-class _Threads:
-    """So many threads of PyTorch inside; costs less than a microsecond."""
-
-    __slots__ = ("_before", "_inside")
-
-    def __init__(self, count: int) -> None:
-        self._inside = count
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        if self._before != self._inside:
-            torch.set_num_threads(self._inside)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._before != self._inside:
-            torch.set_num_threads(self._before)
-
-
-@contextmanager
-def _exact_on_gpu(num_threads: int) -> Iterator[None]:
-    """Convolutions inside have the precision of their numbers, and the same bits again."""
-    with _Threads(num_threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
 
 
 def _columns(table: Array, members: np.ndarray) -> Array:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, load_controller
+from lr_env.isolation import full_precision
 from lr_env.mdp import MDP, DecisionProcess
 from lr_env.mdp.actions import ResidualAction
 from lr_env.mdp.arrays import Array
@@ -140,8 +141,8 @@ class ControllerLR(LRScheduler):
         self._scaler, self._fallback = scaler, fallback
         options = make_circuit_breaker(circuit_breaker)
         self._breaker = None if options is None else _Breaker(options, optimizer)
-        own = _initial_rates(optimizer)
         self._is_grouped = self._bound.mdp.lr_groups != "global"
+        own = self._initial_rates()
         self._ratios = [1.0 if self._is_grouped or max(own) == 0 else rate / max(own) for rate in own]
         self._loss_lower_bound, self._compiles = loss_lower_bound, compile
         self._begin(max(own) if initial_rate is None else float(initial_rate))
@@ -179,7 +180,8 @@ class ControllerLR(LRScheduler):
         value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
         if value.numel() != 1:
             raise ValueError(f"The loss must be one number, but a tensor of shape {tuple(value.shape)} was given: take its mean.")
-        self._pending.append(value.reshape(1).float() if value.dtype in (torch.float16, torch.bfloat16) else value.reshape(1))
+        is_half = value.dtype in (torch.float16, torch.bfloat16)
+        self._pending.append(value.reshape(1).float() if is_half else value.reshape(1).clone())  # the caller may divide the loss in place
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Sets the rates of the coming ``optimizer.step()``; without a loss, and without any observed since the last call, does nothing.
@@ -203,10 +205,7 @@ class ControllerLR(LRScheduler):
             self._warn_once(f"ControllerLR has made its total_steps={self.total_steps} steps: the last rate stays. Give the number of all steps.")
             self._set_rates()
             return
-        if torch.is_autocast_enabled(self._signals.device.type):
-            with torch.autocast(self._signals.device.type, enabled=False):
-                self._measure_and_decide(losses)
-        else:
+        with full_precision(self._signals.device.type):
             self._measure_and_decide(losses)
         self.last_epoch += 1
         self._step_count += 1
@@ -281,6 +280,13 @@ class ControllerLR(LRScheduler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._look_at_table()
+
+    def _initial_rates(self) -> list[float]:
+        """The groups' rates; those that they began with where a training before, or the one that goes on, has moved them out of the range."""
+        limits, rates = self._bound.mdp.rate_range(), [float(group["lr"]) for group in self.optimizer.param_groups]
+        if all(limits.lowest <= rate <= limits.highest for rate in (rates if self._is_grouped else [max(rates)])):
+            return rates
+        return [float(group.get("initial_lr", rate)) for group, rate in zip(self.optimizer.param_groups, rates, strict=True)]
 
     def _begin(self, rate: float) -> None:
         """The decision process of a training that begins at this rate."""
@@ -384,10 +390,7 @@ class ControllerLR(LRScheduler):
 
     def _set(self, rates: list[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            set_rate(group, rate)
         self._last_lr = list(rates)
 
     def _begin_at(self, rates: list[float]) -> None:
@@ -522,9 +525,12 @@ def _saved(state: Sequence[Any]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The groups' rates; where a training before has ended at 0, those that it began with."""
-    return [float(group["lr"]) or float(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Gives a parameter group its rate; a tensor is filled in place."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _unshare_rates(optimizer: torch.optim.Optimizer) -> None:

@@ -16,6 +16,8 @@ import torch
 
 import lr_env
 from agents import DDPG, DDPGConfig
+from agents.ddpg import CHECKPOINT_KIND
+from lr_env.files import read_file, write_file
 from tests.trivial import HalfVectorEnv
 
 SMALL = DDPGConfig(batch_size=32, learning_starts=64, actor_starts=10, memory_size=4_000, hidden=(16,))
@@ -134,3 +136,8 @@ def test_refuses_foreign_checkpoints(tmp_path: Path) -> None:
     agent.save_checkpoint(path)
     with pytest.raises(lr_env.FileFormatError, match="does not fit"):
         DDPG.resume(path, make_environment(features=["progress"]))
+    metadata, tensors = read_file(path, CHECKPOINT_KIND)
+    metadata["config"]["of_another_version"] = 1
+    write_file(path, CHECKPOINT_KIND, metadata, tensors)
+    with pytest.raises(lr_env.FileFormatError, match="of_another_version"):
+        DDPG.resume(path, make_environment())

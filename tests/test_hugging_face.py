@@ -199,6 +199,14 @@ def test_the_logged_rate_and_options_of_controller_lr(tmp_path: Path) -> None:
     assert run.trainer.controller_lr.mdp.initial_rate == 0.05
 
 
+def test_a_second_training_begins_at_the_first_rate(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train()
+    assert run.trainer.optimizer.param_groups[0]["lr"] != 1e-2
+    run.trainer.train()
+    assert run.trainer.controller_lr.mdp.initial_rate == 1e-2
+
+
 def test_with_a_trainer_of_another_class_and_an_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
 

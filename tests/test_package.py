@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -39,6 +40,22 @@ def test_shadowed_agents_are_reported(tmp_path: Path) -> None:
     completed = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "shadowed by another distribution" in completed.stderr
     assert str(tmp_path) in completed.stderr
+
+
+@pytest.mark.parametrize("kind", ["of Latin 1", "in an archive", "made by hand"])
+def test_other_agents_do_not_stop_the_import(kind: str, tmp_path: Path) -> None:
+    found, before = tmp_path, ""
+    if kind == "of Latin 1":
+        (tmp_path / "agents.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1"))
+    elif kind == "in an archive":
+        found = tmp_path / "agents.zip"
+        with zipfile.ZipFile(found, "w") as archive:
+            archive.writestr("agents/__init__.py", "")
+    else:
+        before = "import types; sys.modules['agents'] = types.ModuleType('agents'); "
+    program = f"import sys; sys.path[:0] = [{str(found)!r}, {str(ROOT)!r}]; {before}import lr_env"
+    completed = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ("shadowed by another distribution" in completed.stderr) == (kind == "of Latin 1")
 
 
 def test_lr_env_imports_neither_agents_nor_sb3() -> None:

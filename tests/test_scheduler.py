@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -173,6 +174,40 @@ def test_a_resumed_training_may_begin_with_the_optimizer_s_state(action: Any) ->
     assert first + run(model, optimizer, controller, range(12, 20)) == whole
     assert controller.base_lrs == [0.5]
     assert len(set(whole)) == 20
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.parametrize("limits", [{"lr_min": 5e-5}, {"lr_max": 0.2}], ids=["lowest", "highest"])
+def test_a_training_goes_on_from_a_rate_at_or_beyond_the_edge_of_the_range(lr: Any, limits: dict[str, float]) -> None:
+    """10 ** log10(5e-5) is below 5e-5, and a float32 tensor may be anywhere near; a fallback's rates have no bounds."""
+    bound = BoundController(Constant(-1.0 if "lr_min" in limits else 1.0), MDP(action={"kind": "relative", "max_change": 0.5}, **limits))
+    beyond = {"lr_min": 1e-6, "lr_max": 100.0}[next(iter(limits))]
+
+    def begin(state: Any = None) -> tuple[torch.optim.Optimizer, ControllerLR]:
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], lr=lr.clone() if isinstance(lr, Tensor) else lr)
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state[0]))
+        controller = ControllerLR(optimizer, bound, total_steps=40, fallback=lambda step: beyond)
+        if state is not None:
+            controller.load_state_dict(state[1])
+        return optimizer, controller
+
+    def run(optimizer: torch.optim.Optimizer, controller: ControllerLR, losses: list[float]) -> list[float]:
+        rates = []
+        for loss in losses:
+            optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+            controller.step(loss)
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+        return rates
+
+    for losses in ([1.0] * 10, [1.0] * 9 + [math.nan]):
+        optimizer, controller = begin()
+        run(optimizer, controller, losses)
+        saved = copy.deepcopy((optimizer.state_dict(), controller.state_dict()))
+        expected = run(optimizer, controller, [1.0] * 3)
+        assert run(*begin(saved), [1.0] * 3) == expected
+        assert begin(saved)[1].mdp.initial_rate == pytest.approx(0.1)
 
 
 def test_a_schedule_with_a_rate_of_its_own_does_not_depend_on_the_first_rate() -> None:
@@ -527,6 +562,35 @@ def test_accumulated_gradients() -> None:
         whole.step()
         np.testing.assert_allclose(case.controller.observation, whole.controller.observation, rtol=1e-5)  # type: ignore[arg-type]
     assert case.controller.last_epoch == 3
+
+
+def test_a_loss_may_change_after_it_was_observed() -> None:
+    case, divided = Case(), Case()
+    for _ in range(5):
+        for each in (case, divided):
+            loss = each.loss().detach()
+            each.controller.observe(loss)
+            if each is divided:
+                loss /= 4
+            each.controller.step()
+            each.optimizer.step()
+        np.testing.assert_array_equal(case.controller.observation, divided.controller.observation)
+
+
+@pytest.mark.parametrize("width", [8, 70_000], ids=["small", "large"])
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+def test_gradients_are_free_after_zero_grad(width: int, compiles: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    controller = ControllerLR(optimizer, "pretrained", total_steps=10, compile=compiles)
+    for _ in range(2):
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        gradients = [weakref.ref(parameter.grad) for parameter in model.parameters()]
+        controller.step(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert [gradient() for gradient in gradients] == [None] * 4
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:

@@ -295,6 +295,14 @@ def test_wrong_command_lines_exit_in_words(tmp_path: Path, capsys: pytest.Captur
     assert "There is no file" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_reported_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--algorithm", "ddpg", "--task", "digits-mlp", "--device", "cuda", "--output", str(tmp_path)])
+    assert raised.value.code == 2
+    assert "PyTorch finds no GPU" in capsys.readouterr().err
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     Training(options(tmp_path, tensorboard=True, steps=200)).run()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lr_env.controllers import BoundController
-from lr_env.scheduler import ControllerLR
+from lr_env.scheduler import ControllerLR, set_rate
 
 try:
     from transformers import Trainer
@@ -68,8 +68,10 @@ class ControllerTrainer(Trainer):
         self._losses: list[Tensor] = []
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> ControllerLR:
-        """A new ``ControllerLR`` of the optimizer."""
+        """A new ``ControllerLR`` of the optimizer, whose rates begin anew where it has been trained before."""
         chosen: Any = self.optimizer if optimizer is None else optimizer
+        for group in chosen.param_groups:
+            set_rate(group, group.get("initial_lr", group["lr"]))
         options = {"total_steps": num_training_steps, "clip_norm": self.args.max_grad_norm or None, **self._controller_options}
         self.controller_lr = ControllerLR(getattr(chosen, "optimizer", chosen), self._controller, **options)  # accelerate wraps optimizers
         self.lr_scheduler = self.controller_lr  # type: ignore[assignment]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 from lr_env.checks import unknown_name
+from lr_env.isolation import isolated
 from lr_env.tasks.datasets import DATASETS
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Task
@@ -35,6 +36,7 @@ def register_task(name: str, factory: Callable[[], Task | TaskFamily], data_sets
 
 
 @cache
+@isolated()
 def make_task(name: str) -> Task | TaskFamily:
     """The task or family of this name; one object per name and process.
 

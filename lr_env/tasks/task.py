@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
 from lr_env.checks import number, positive_integer, unknown_name
+from lr_env.isolation import isolated
 from lr_env.seeding import Streams, check_seed, preserved_global_generators, seed_global_generators, torch_generator
 from lr_env.tasks.materialisation import materialise
 
@@ -362,6 +363,7 @@ class Task:
             name, model, inputs, targets, validation=parts.get("validation"), test=parts.get("test"), split_seed=split_seed, **options
         )
 
+    @isolated()
     def make_model(self, seed: np.random.SeedSequence) -> nn.Module:
         """A model with the initial weights of this seed, in training mode. Global generators are left as they were found."""
         with preserved_global_generators():
@@ -408,6 +410,7 @@ class Task:
         """The model with which a training with this seed starts."""
         return self.make_model(Streams(check_seed(seed), episode).weights)
 
+    @isolated()
     def _try_model(self) -> None:
         """One forward pass on the first batch, to fail early and in words."""
         try:

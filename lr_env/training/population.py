@@ -450,7 +450,9 @@ class Population:
         if members is None or len(members) == self.num_members:
             yield
             return
-        others = np.setdiff1d(np.arange(self.num_members), members)
+        is_other = np.ones(self.num_members, bool)
+        is_other[members] = False
+        others = np.flatnonzero(is_other)
         rows = torch.from_numpy(others)
         before = {name: value[rows] for name, value in self.state.items()}
         generators = [self._generators.state(member) for member in others] if self._gradient_function.is_stochastic else []

@@ -65,7 +65,8 @@ class Groups:
         self.of_tensors = tuple(positions[name] for name in layout.shapes)
         self._of_tensor = torch.tensor(self.of_tensors, device=device)
         self._of_weight = self._of_tensor.repeat_interleave(torch.tensor(self._sizes, device=device))
-        self._counts = torch.zeros(len(self.names), device=device).index_add(0, self._of_tensor, torch.tensor(self._sizes, device=device).float())
+        sizes = torch.tensor(self._sizes, dtype=torch.float32, device=device)
+        self._counts = torch.zeros(len(self.names), dtype=torch.float32, device=device).index_add(0, self._of_tensor, sizes)
 
     def __len__(self) -> int:
         return len(self.names)

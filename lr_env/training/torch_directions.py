@@ -430,8 +430,11 @@ class LoopSignals:
         loss = loss.to(self.device)
         products = None if self._kernel is None else self._products(self._kernel)
         if products is not None:
-            return self._of_products(loss, products)
-        return self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
+            signals = self._of_products(loss, products)
+        else:
+            signals = self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
+        self._gradients = []  # zero_grad() is to free them
+        return signals
 
     def keep(self, is_valid: bool = True) -> None:
         """Takes the last step for the one before the next; one that is not valid, for none.
