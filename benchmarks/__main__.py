@@ -90,6 +90,9 @@ def run(
         show_problems(benchmark.problems, console)
         print_tables(summarise(stored(store, cells, benchmark), chosen, entered or None, provenance(store, chosen), store.training_costs()), console)
     console.print(f"Results: {folder / STORE}. A page with everything: lr-bench report {shlex.quote(str(folder))}", markup=False)
+    succeeded = {cell.contestant for cell in cells if benchmark.results[cell.key].error is None}
+    if failed := [name for name in entered if name not in succeeded]:
+        raise SystemExit(f"lr-bench: no training of {', '.join(failed)} has a result: what went wrong stands above.")
 
 
 @app.command

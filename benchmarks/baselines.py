@@ -22,7 +22,7 @@ from agents.schedules import (
     warmup_cosine,
     warmup_stable_decay,
 )
-from benchmarks.runner import Result, Runner
+from benchmarks.runner import Result, Runner, decide
 from lr_env.controllers import BoundController, Controller
 from lr_env.mdp import MDP
 from lr_env.tasks import Task, TaskFamily
@@ -141,7 +141,7 @@ class SideBySide:
         states = [None] * count if state is None else state
         starts = [None] * count if episode_start is None else np.split(np.asarray(episode_start), count)
         made = [
-            controller.predict(part, own, begins, deterministic=deterministic)
+            decide(controller, part, own, begins, deterministic)
             for controller, part, own, begins in zip(self.controllers, np.split(observation, count), states, starts, strict=True)
         ]
         return np.concatenate([np.asarray(actions) for actions, _ in made]), [own for _, own in made]

@@ -93,15 +93,22 @@ def main(options: Options) -> None:
     console.print(render_table(table, seconds, baselines, options))
     write_results(options, table, baselines, seconds, bound, results)
     draw({name: results[name] for name in DRAWN}, options.output / "demo.png")
-    (options.output / f"checkpoint-seed{options.seed}.safetensors").unlink()
+    checkpoint, best_file = training_files(options)
+    checkpoint.unlink()
+    best_file.replace(options.output / "controller.safetensors")
     console.print(f"Written to {options.output}/: results.json, controller.safetensors, demo.png")
+
+
+def training_files(options: Options) -> tuple[Path, Path]:
+    """Where this seed's checkpoint and its best controller so far lie until the end: runs of other seeds may share the folder."""
+    return tuple(options.output / f"{kind}-seed{options.seed}.safetensors" for kind in ("checkpoint", "best"))  # type: ignore[return-value]
 
 
 def train(options: Options) -> tuple[BoundController, float]:
     """Trains DDPG, with a progress bar; keeps the controller that was best on the tuning trainings. Resumes a killed run."""
     environment = gym.make_vec("LearningRate-v0", num_envs=options.num_envs, task=TASK, autoreset_mode="SameStep", **DDPG_ENVIRONMENT)
     tuning = RunnerCache(TASK, role_seeds(options.seed, Role.TUNE, options.trainings))
-    checkpoint, best_file = options.output / f"checkpoint-seed{options.seed}.safetensors", options.output / "controller.safetensors"
+    checkpoint, best_file = training_files(options)
     agent, best_score = DDPG(environment, DDPG_CONFIG, seed=options.seed), np.inf
     if checkpoint.exists():
         agent = DDPG.resume(checkpoint, environment)

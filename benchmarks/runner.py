@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Runner:
         losses, rates, state = [outcome.losses], [], None
         running, diverged, starts = np.ones(len(members), bool), np.zeros(len(members), bool), np.ones(len(members), bool)
         while running.any():
-            actions, state = controller.predict(outcome.observations, state, starts, deterministic=True)
+            actions, state = decide(controller, outcome.observations, state, starts)
             outcome = episodes.step(episodes.parse_actions(actions), None if running.all() else np.flatnonzero(running))
             losses.append(np.where(running, outcome.losses, np.nan))
             rates.append(np.where(running, outcome.rates[:, 0], np.nan))
@@ -136,6 +137,22 @@ class Runner:
         with np.errstate(invalid="ignore"):
             scores: np.ndarray = np.log10(np.maximum(evaluation.losses - self._episodes.lower_bounds, 1e-38))
         return scores
+
+
+def decide(
+    controller: Controller, observations: np.ndarray, state: Any, starts: np.ndarray | None, deterministic: bool = True
+) -> tuple[np.ndarray, Any]:
+    """What a controller of anybody's gives.
+
+    Raises:
+        TypeError: If it is not a pair.
+    """
+    decision: Any = controller.predict(observations, state, starts, deterministic=deterministic)
+    if not (isinstance(decision, tuple) and len(decision) == 2):
+        name = type(controller).__name__
+        raise TypeError(f"{name}.predict must return a pair (actions, state), with None for a state where there is none, but gave {decision!r}.")
+    actions, state = decision
+    return actions, state
 
 
 def run(bound: BoundController, task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None) -> Result:

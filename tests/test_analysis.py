@@ -180,6 +180,24 @@ def test_tuning_equivalents_and_hindsight(cells: Cells, summary: Summary) -> Non
     assert len(summary.searches) == 2 and summary.searches[0].counts[0] == 1 and summary.searches[0].counts[-1] == 12
 
 
+def test_exhausted_pools_of_other_sizes_are_lower_bounds_in_the_median() -> None:
+    """The controller is better than all points: more than 5 runs on one task, more than 12 on the others."""
+
+    def small(cell: Cell, result: CellResult) -> tuple[Cell, CellResult] | None:
+        if cell.contestant == CONTROLLER:
+            return cell, replace(result, scores=result.scores - 10)
+        return None if cell.contestant == "random search" and cell.task == "task-0" and cell.point["index"] >= 5 else (cell, result)
+
+    suite = make_suite(tracks=("momentum",))
+    made = [kept for pair in make_cells(suite, FEW, num_points=12, curves=False) if (kept := small(*pair)) is not None]
+    rows = {row.task: row for row in summarise(made, suite).equivalents if row.contestant == CONTROLLER}
+    assert [rows[f"task-{i}"].runs.estimate for i in range(3)] == [np.inf] * 3
+    assert rows[None].runs.estimate == np.inf and rows[None].pool == 12
+    two = [pair for pair in made if pair[0].task != "task-2"]
+    rows = {row.task: row for row in summarise(two, suite).equivalents if row.contestant == CONTROLLER}
+    assert rows[None].runs.estimate == 5  # the lower of both
+
+
 def test_references(cells: Cells, summary: Summary) -> None:
     for row in summary.references:
         assert row.default == pytest.approx(scores(cells, row.track, row.task, "default rate").mean())
@@ -367,6 +385,32 @@ def test_failed_cells_are_named() -> None:
     assert any(row.contestant == "SPS" and "not finite" in row.problem for row in summary.failed)
     assert [row.scored for row in summary.references] == [False, True, True]
     assert find(summary.comparisons, "momentum", CONTROLLER, "tuned per task").tasks == 2
+
+
+def test_a_training_seed_that_fails_everywhere_is_not_forgotten() -> None:
+    def broken(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        empty = np.empty(0)
+        is_one = cell.contestant == CONTROLLER and cell.point == {"training_seed": 3}
+        return cell, CellResult(empty, empty, empty, None, None, None, 0.0, "it crashed") if is_one else result
+
+    summary = few(broken)
+    assert {row.task for row in summary.missing if row.contestant == CONTROLLER} == {"task-0", "task-1", "task-2"}
+    standing = next(row for row in summary.standings if row.contestant == CONTROLLER)
+    assert (standing.finished, standing.interquartile_mean) == (0, None)
+    assert not any(row.first == CONTROLLER for row in summary.comparisons)
+
+
+def test_curves_of_training_seeds_that_end_at_different_steps() -> None:
+    def short(cell: Cell, result: CellResult) -> tuple[Cell, CellResult]:
+        if cell.contestant == CONTROLLER and cell.point == {"training_seed": 3}:
+            assert result.losses is not None and result.rates is not None
+            return cell, replace(result, diverged=np.ones(len(cell.seeds), bool), losses=result.losses[:6], rates=result.rates[:5])
+        return cell, result
+
+    suite = make_suite(tracks=("momentum",))
+    cells = [short(*pair) for pair in make_cells(suite, FEW, num_points=0, curves=True)]
+    curves = {(row.task, row.contestant): row for row in summarise(cells, suite).curves}
+    assert curves["task-0", CONTROLLER].steps == curves["task-0", "tuned per task"].steps
 
 
 def test_other_seeds_are_left_out() -> None:

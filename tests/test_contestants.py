@@ -145,6 +145,9 @@ def test_a_changed_file_is_another_contestant(tmp_path: Path, code: Path) -> Non
         ("{code}", r"mine\.py is a file: name one of its classes .*mine\.py:MyController"),
         ("SPS={code}:Mine", "'SPS' is taken"),
         ("a={code}:Mine,a={code}:Mine", "'a' is taken"),
+        ("={code}:Mine", "lacks one of the two"),
+        ("a=", "lacks one of the two"),
+        ("a={code}:number", "Contestant 'a' can't be made: .*callable"),
         ("{sgd}", "fits none of the tracks momentum, adamw: .*--replace-optimizer"),
     ],
 )
@@ -166,6 +169,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, code: Path, given: str, message: 
             "class Mine:\n    def bind(self, optimizer):\n        self.optimizer = optimizer",
             r"bind\(\) of .*:Mine must return a lr_env.BoundController",
         ),
+        ("class Mine:\n    mdp = {'no': 1}\n    predict = None", "Contestant 'Mine' can't be made: .*unexpected keyword argument 'no'"),
         ("class Mine:\n    def bind(self, name):\n        raise KeyError('x')", r":Mine can't be bound to 'momentum': KeyError: 'x' \(.*, line 3\)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def test_demo_writes_table_controller_and_picture(options: demo.Options, capsys:
 
 
 def test_demo_resumes_a_killed_training(options: demo.Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, best = demo.training_files(options)
     whole, _ = demo.train(options)
-    expected = (options.output / "controller.safetensors").read_bytes()
+    expected = best.read_bytes()
     for file in options.output.iterdir():
         file.unlink()
     evaluations = []
@@ -54,9 +56,10 @@ def test_demo_resumes_a_killed_training(options: demo.Options, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         demo.train(options)
     monkeypatch.setattr(demo.RunnerCache, "run", run)
+    demo.train(dataclasses.replace(options, seed=4))  # in between, in the same folder
     demo.train(options)
-    assert (options.output / "controller.safetensors").read_bytes() == expected
-    assert whole.mdp == lr_env.load_controller(options.output / "controller.safetensors").mdp
+    assert best.read_bytes() == expected
+    assert whole.mdp == lr_env.load_controller(best).mdp
 
 
 def test_ddpg_is_no_worse_than_the_best_schedule_of_the_noisy_quadratic() -> None:

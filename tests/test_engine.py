@@ -6,9 +6,11 @@ import dataclasses
 import multiprocessing
 import os
 import random
+import sys
 import time
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,25 @@ def test_a_contestant_that_crashes_leaves_its_neighbours_alone() -> None:
     assert crashed.error is not None
     assert crashed.error.startswith("ZeroDivisionError: in the middle of it (")
     assert "test_engine.py, line" in crashed.error
+
+
+@pytest.mark.parametrize(
+    ("predict", "problem"),
+    [(lambda *_, **__: sys.exit(3), "SystemExit: 3"), (lambda observation, *_, **__: np.zeros((len(observation), 1)), "must return a pair")],
+    ids=["exits", "no pair"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_contestant_does_wrong_is_its_result(predict: Any, problem: str, count: int) -> None:
+    class Maker:
+        def __call__(self, optimizer: str, task: SuiteTask, seeds: Any, point: Point) -> BoundController:
+            return BoundController(SimpleNamespace(predict=predict), MDP(optimizer=optimizer))  # type: ignore[arg-type]
+
+        def identity(self, point: Point) -> str:
+            return "wrong"
+
+    work = cells_of([{}] * count, (5, 6))
+    results = compute(dataclasses.replace(work, makers=(Maker(),) * count))
+    assert all(result.error is not None and problem in result.error for result in results)
 
 
 def test_a_diverging_contestant_is_a_result() -> None:

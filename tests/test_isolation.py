@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import gymnasium as gym
-import lr_env
 import numpy as np
 import pytest
 import torch
-from lr_env.isolation import isolated
 from torch import nn
+
+import lr_env
+from lr_env.isolation import isolated
 
 
 @contextmanager

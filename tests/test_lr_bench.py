@@ -93,6 +93,15 @@ def test_a_second_run_takes_what_is_there_and_ends_with_the_same_table(
     assert "problems" not in shown
 
 
+def test_a_run_in_which_a_controller_never_works_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine:\n    def predict(self, *given, **options):\n        raise RuntimeError('out of ideas')")
+    with pytest.raises(SystemExit, match="no training of Mine has a result"):
+        run_here(monkeypatch, tmp_path, "run", "--suite", "smoke", "--controllers", "mine.py:Mine", "--workers", "1", "--no-controls")
+    shown = capsys.readouterr().out
+    assert "out of ideas" in shown
+    assert "tuned per task" in shown
+
+
 def test_a_report_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run_here(monkeypatch, folder, "report", OUTPUT)
     page = (folder / OUTPUT / "report" / "report.html").read_text()

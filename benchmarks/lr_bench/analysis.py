@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.lr_bench.contestants import GREEDY
-from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point, joined
 from benchmarks.lr_bench.suites import LOWER_METRICS, SPECIFICATIONS, Suite, SuiteTask, frozen_references
 from benchmarks.lr_bench.summary import (
     DEFAULT,
@@ -197,7 +197,8 @@ def summarise(
     entered = tuple(name for name in learned if not _is_control(name, learned)) if controllers is None else tuple(controllers)
     everything, missing = [], []
     for name in (*suite.tracks, *suite.other_optimizers):
-        track, problems = _sort(name, suite, [(cell, result) for cell, result in good if cell.track == name], entered)
+        training_seeds = {(cell.contestant, cell.point["training_seed"]) for cell, _ in ours if cell.track == name and "training_seed" in cell.point}
+        track, problems = _sort(name, suite, [(cell, result) for cell, result in good if cell.track == name], entered, training_seeds)
         everything.append(track)
         missing += problems
     tracks = everything[: len(suite.tracks)]
@@ -262,8 +263,18 @@ def _point(point: Point) -> str:
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
 
 
-def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], entered: Sequence[str]) -> tuple[_Track, list[Problem]]:
-    """One track's cells in order, and what is missing there."""
+def _sort(
+    name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], entered: Sequence[str], training_seeds: Collection[tuple[str, int]]
+) -> tuple[_Track, list[Problem]]:
+    """One track's cells in order, and what is missing there.
+
+    Args:
+        name: The track's.
+        suite: Of the cells.
+        cells: Those that have a result.
+        entered: Names of the contestants that the question is about.
+        training_seeds: Contestants and their training seeds, also those that have no result anywhere.
+    """
     track, problems = _Track(name, tuple(suite.tasks)), []
     tasks = [task.name for task in track.tasks]
     seeds = _common_seeds(cells)
@@ -288,7 +299,8 @@ def _sort(name: str, suite: Suite, cells: Sequence[tuple[Cell, CellResult]], ent
                 track.extra_passes[cell.contestant].append((float(result.extra_forward_passes.sum()), int(np.isfinite(result.rates).sum())))
     contestants = dict.fromkeys(contestant for _, contestant in reported)
     for contestant in contestants:
-        track.expected[contestant] = tuple(sorted({seed for (_, other), runs in reported.items() if other == contestant for seed in runs}))
+        found = {seed for (_, other), runs in reported.items() if other == contestant for seed in runs}
+        track.expected[contestant] = tuple(sorted(found | {seed for other, seed in training_seeds if other == contestant}))
         track.kinds[contestant] = "entered" if contestant in entered else "control" if _is_control(contestant, contestants) else "baseline"
     for task, contestant in product(tasks, contestants):
         runs = reported.get((task, contestant), {})
@@ -598,11 +610,14 @@ def _equivalents(track: _Track, contestant: str) -> list[Equivalents]:
             runs = tuning_equivalents(own, pool.tuning, reports)
             rows.append(Equivalents(track.name, contestant, task, runs, len(reports), pool.trainings, "these tasks"))
     if rows:
-        median = median_interval(np.array([row.runs.estimate for row in rows]))
+        pool_size, trainings = max(row.pool for row in rows), max(row.trainings for row in rows)
+        # Where a whole pool is worse the runs are more than its points, which may be fewer than another task's runs: so many then, at least.
+        at_least = [row.runs.estimate if row.pool == pool_size else min(row.runs.estimate, row.pool) for row in rows]
+        high = median_interval(np.array([row.runs.estimate for row in rows])).high
+        median = replace(median_interval(np.array(at_least)), high=high)
         basis: Basis = "new tasks"
         if len(rows) < FEWEST_TASKS:  # then nothing is claimed about others
             median, basis = replace(median, low=0.0, high=np.inf), "these tasks"
-        pool_size, trainings = max(row.pool for row in rows), max(row.trainings for row in rows)
         rows.insert(0, Equivalents(track.name, contestant, None, replace(median, low=max(median.low, 0.0)), pool_size, trainings, basis))
     return rows
 
@@ -671,8 +686,8 @@ def _curves(track: _Track, entered: Sequence[str]) -> Iterator[Curve]:
             runs = track.runs[task.name].get(contestant)
             if runs is None or any(result.losses is None or result.rates is None for result in runs.results):
                 continue
-            losses = np.concatenate([result.losses for result in runs.results if result.losses is not None], 1)
-            rates = np.concatenate([result.rates for result in runs.results if result.rates is not None], 1)
+            losses = joined([result.losses for result in runs.results if result.losses is not None])
+            rates = joined([result.rates for result in runs.results if result.rates is not None])
             steps = np.unique(np.linspace(0, len(rates) - 1, CURVE_POINTS).astype(int))
             smooth = _smoothed(losses, max(len(rates) // 50, 1))
             yield Curve(track.name, task.name, contestant, tuple(map(int, steps)), _quartiles(smooth[steps]), _quartiles(rates[steps]))

@@ -532,6 +532,8 @@ def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: 
             make(track, suite.tasks[0], (), point)
         except OptimizerMismatchError as error:
             refusals.setdefault(repr(point), set()).add(str(error))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Contestant {name!r} can't be made: {error}") from error
         else:
             fitting[track] = (*fitting.get(track, ()), point)
     for refused in refusals.values():
@@ -575,6 +577,8 @@ def _parse(given: Sequence[str], known: Collection[str]) -> list[tuple[str, list
                 parsed[-1][1].append(part)
                 continue
             is_named = bool(separator)
+            if is_named and not (name and source):
+                raise ValueError(f"A contestant is given as NAME=PATH, but {part!r} lacks one of the two.")
             parsed.append((name, [source]) if separator else (_own_name(part), [part]))
     return parsed
 

@@ -2,7 +2,7 @@
 
 | Control | what it knows |
 |---|---|
-| :func:`shuffled_observations` | at each step the observation of another training |
+| :func:`shuffled_observations` | at each step the observation of a training drawn at random among those beside it, itself now and then |
 | :func:`state_blind` | at each step the mean observation of other trainings: what they are like by then |
 | :func:`population_replay` | nothing: the controller's mean rate at each step, over other trainings |
 | :func:`same_instance_replay` | nothing: the same over other seeds of the very same instance, smoothed, times a constant that is to be tuned |
@@ -30,7 +30,7 @@ SMOOTHING_FRACTION = 0.05
 
 
 class ShuffledObservations:
-    """A controller that sees, at each step, the observations of the others in a random order, anew at each step; its state stays with the training.
+    """A controller that sees, at each step, the observations of all trainings in a random order, a new one each time; its state stays.
 
     Args:
         controller: Whose observations are shuffled.

@@ -27,7 +27,7 @@ import torch
 from agents.rules import AttachedRule
 from benchmarks.baselines import SideBySide
 from benchmarks.lr_bench.contestants import GREEDY, RATE_FREE, Contestant, ControlMaker, Maker, comparable, execution, in_words, trainings_of_control
-from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point
+from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point, joined
 from benchmarks.lr_bench.store import Store, StoreError
 from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.runner import Result, Runner
@@ -134,7 +134,7 @@ def compute(work: Work) -> list[CellResult]:
     torch.set_num_threads(1)
     try:
         return _train(work)
-    except Exception as error:  # a contestant's code may raise anything
+    except (Exception, SystemExit) as error:  # a contestant's code may raise anything
         if len(work.cells) == 1:
             return [failed(in_words(error))]
     parts = zip(work.cells, work.makers, strict=True)
@@ -180,12 +180,7 @@ def _part(results: Sequence[Result], index: int, count: int, seconds: float) -> 
     """What belongs to one of so many cells."""
 
     def take(name: str) -> np.ndarray:
-        arrays = [getattr(result, name) for result in results]
-        length = max(len(array) for array in arrays)  # populations end with their last training
-        if arrays[0].ndim == 2:
-            arrays = [np.pad(array, ((0, length - len(array)), (0, 0)), constant_values=np.nan) for array in arrays]
-        joined: np.ndarray = np.concatenate(arrays, -1)
-        return np.split(joined, count, -1)[index].copy()
+        return np.split(joined([getattr(result, name) for result in results]), count, -1)[index].copy()
 
     losses, rates = take("losses"), take("rates")
     ran = np.isfinite(rates).any(1)  # neighbours may have trained longer

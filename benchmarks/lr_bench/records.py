@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -86,6 +86,15 @@ class CellResult:
     seconds: float
     error: str | None = None
     extra_forward_passes: np.ndarray | None = None
+
+
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Of several populations, ``(N_k,)`` or ``(T_k, N_k)``, as one: each has ended with its last training, and what is missing is not a number."""
+    length = max(len(array) for array in arrays)
+    if arrays[0].ndim == 2:
+        arrays = [np.pad(array, ((0, length - len(array)), (0, 0)), constant_values=np.nan) for array in arrays]
+    whole: np.ndarray = np.concatenate(arrays, -1)
+    return whole
 
 
 def _digest(data: Any) -> str:

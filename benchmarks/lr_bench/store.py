@@ -238,6 +238,7 @@ class Store:
         if target.exists():
             raise StoreError(f"{target} exists already. Choose another file, or move it away.")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             self._connection.execute("VACUUM INTO ?", (os.fspath(target),))
             with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
                 copy.execute("BEGIN")
@@ -250,7 +251,7 @@ class Store:
                     copy.execute("UPDATE cells SET result = ?, checksum = ?, has_curves = 0 WHERE key = ?", row)
                 copy.execute("COMMIT")
                 copy.execute("VACUUM")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise StoreError(f"{target} can't be written: {error}. Make room or choose another file.") from error
 
     def record_training_costs(self, costs: Mapping[str, str]) -> None:

@@ -314,7 +314,7 @@ STANDARD = Suite(
 FULL = dataclasses.replace(
     STANDARD,
     name="full",
-    question="The same with three times the seeds, and everything tuned on every task: days of a core.",
+    question="The same with three times the seeds, and everything tuned on every task.",
     tasks=tuple(dataclasses.replace(task, tuning=4 * task.tuning, reporting=30, pool=100, searching=10, is_costly=False) for task in STANDARD.tasks),
 )
 

@@ -16,7 +16,7 @@ RIVAL = "tuned per task"
 DEFAULT = "default rate"
 POOL = "random search"
 HINDSIGHT = "best in hindsight"
-"""The best point of the random search on the very trainings that are reported: a bound, biased in its own favour."""
+"""The best point of the random search on reported trainings: biased in its own favour, and no bound of what is tuned by a whole grid."""
 SHARED = ("constant (shared)", "cosine (shared)")
 POLYAK = "SPS"
 POLYAK_RIVAL = "SPS, tuned per task"

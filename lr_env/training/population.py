@@ -452,12 +452,12 @@ class Population:
             return
         is_other = np.ones(self.num_members, bool)
         is_other[members] = False
-        others = np.flatnonzero(is_other)
-        rows = torch.from_numpy(others)
+        rows = torch.from_numpy(np.flatnonzero(is_other))
+        others = rows.tolist()
         before = {name: value[rows] for name, value in self.state.items()}
         generators = [self._generators.state(member) for member in others] if self._gradient_function.is_stochastic else []
         if self._member_optimizers is not None:
-            self._member_optimizers.resting = frozenset(others.tolist())
+            self._member_optimizers.resting = frozenset(others)
         try:
             yield
         finally:
