@@ -277,7 +277,7 @@ class Episodes:
                 self.seeds[member] = seed
             self.episode[member] = 0 if seed is not None else self.episode[member] + 1
             streams.append(Streams(self.seeds[member], int(self.episode[member])))
-        with self._settings(), isolated(self.population.device.type):
+        with self._settings():
             self.population.restart(members, streams)
         noise = [stream.noise for stream in streams] if self.mdp.initial_rate_decades else None
         self.table[..., members] = self.process.initial(len(members), noise)

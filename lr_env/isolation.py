@@ -30,11 +30,12 @@ def isolated(device_type: str = "cpu") -> Iterator[None]:
 
 
 def computing(device: torch.device, num_threads: int) -> AbstractContextManager[None]:
-    """:func:`isolated` with so many threads, where tensors are made like others: costs some microseconds at most if there is nothing to undo.
+    """:func:`isolated`, with so many threads; costs some microseconds where there is nothing to undo.
 
     On a GPU, convolutions have the precision of their numbers, and the same bits again.
     """
-    is_usual = torch.get_default_dtype() == torch.float32 and not (torch.is_autocast_enabled(device.type) or torch.is_inference_mode_enabled())
+    new = torch.empty(0)  # tells the defaults in a fraction of the time that asking for the device takes
+    is_usual = new.dtype == torch.float32 and new.is_cpu and not (new.is_inference() or torch.is_autocast_enabled(device.type))
     return _Threads(num_threads) if is_usual and device.type == "cpu" else _prepared(device, num_threads, is_usual)
 
 

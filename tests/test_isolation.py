@@ -74,6 +74,15 @@ def test_environments_have_the_same_bits(name: str, num_envs: int, task: object,
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
+def test_tasks_are_made_of_the_same_data(name: str) -> None:
+    """Anew, where `make_task` would return the one that it has made before."""
+    expected = lr_env.make_task("wine-mlp").data.train  # type: ignore[union-attr]
+    with CONTEXTS[name]():
+        made = lr_env.make_task.__wrapped__("wine-mlp").data.train  # type: ignore[attr-defined]
+    assert torch.equal(made.inputs, expected.inputs) and torch.equal(made.targets, expected.targets)
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
 def test_a_task_of_ones_own_has_the_same_initial_weights(name: str) -> None:
     inputs, targets = torch.ones(20, 4), torch.zeros(20, dtype=torch.int64)
 
