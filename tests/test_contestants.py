@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lr_bench.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, identities, rivals, split_names
 from benchmarks.lr_bench.engine import Work, compute
 from benchmarks.lr_bench.records import Cell
-from benchmarks.lr_bench.suites import QUICK, STANDARD
+from benchmarks.lr_bench.suites import QUICK, STANDARD, SuiteTask
 from lr_env import MDP, BoundController, PolicyNetwork, save_controller
 from tests.benchmark_runs import tiny_suite
 
@@ -264,6 +264,19 @@ def test_contestants_of_the_same_schedule_share_their_trainings() -> None:
     found = {contestant.name: contestant for contestant in rivals(SUITE)}
     assert found["tuned per task"].make.identity(point) == found["cosine (shared)"].make.identity(point)
     assert len({ScheduleMaker().identity({"shape": shape}) for shape in SHAPES}) == len(SHAPES)
+
+
+def test_random_searches_draw_other_points_for_each_task_and_track() -> None:
+    (search,) = (contestant for contestant in rivals(STANDARD) if contestant.name == "random search")
+    tasks = [task for task in STANDARD.tasks if task.pool == 100]
+
+    def indices(track: str, task: SuiteTask, seed: int = 0) -> tuple[int, ...]:
+        points = [repr(point) for point in search.grid[track].points(task)]
+        return tuple(points.index(repr(point)) for point in search.pool(track, task, seed))
+
+    drawn = [indices(track, task) for track in STANDARD.tracks for task in tasks]
+    assert all(len(set(own)) == 100 for own in drawn) and len(set(drawn)) == len(drawn)
+    assert indices("adamw", tasks[0]) == indices("adamw", tasks[0]) != indices("adamw", tasks[0], 1)
 
 
 def test_costly_tasks_have_smaller_grids() -> None:

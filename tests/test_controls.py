@@ -56,14 +56,15 @@ def policy() -> BoundController:
     return BoundController(network, mdp)
 
 
-def test_every_observation_is_seen_by_one_training_in_an_order_of_each_step() -> None:
-    observations = np.arange(60, dtype=np.float32).reshape(20, 3, 1)
+def test_every_observation_is_seen_by_one_other_training_in_an_order_of_each_step() -> None:
+    observations = np.arange(80, dtype=np.float32).reshape(20, 4, 1)
     bound = BoundController(Echo(), MDP())
     actions = decide(shuffled_observations(bound, 4), observations)
     np.testing.assert_array_equal(np.sort(actions[:, :, 0], axis=1), observations[:, :, 0])
-    orders = {tuple(row) for row in (actions[:, :, 0] % 3).tolist()}
+    assert (actions[:, :, 0] != observations[:, :, 0]).all()
+    orders = {tuple(row) for row in (actions[:, :, 0] % 4).tolist()}
     assert len(orders) > 3
-    np.testing.assert_array_equal(actions[:, :, 1], np.arange(20)[:, None].repeat(3, 1))  # states stay
+    np.testing.assert_array_equal(actions[:, :, 1], np.arange(20)[:, None].repeat(4, 1))  # states stay
     np.testing.assert_array_equal(decide(shuffled_observations(bound, 4), observations), actions)
     assert (decide(shuffled_observations(bound, 5), observations) != actions).any()
     with pytest.raises(ValueError, match="two trainings or more"):

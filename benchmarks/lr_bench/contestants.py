@@ -209,9 +209,10 @@ class Contestant:
         return tuple(self.grid or self.points)
 
     def pool(self, track: str, task: SuiteTask, seed: int) -> list[Point]:
-        """The points of a task that searches are drawn from, themselves drawn at random from the grid."""
+        """The points of a task that searches are drawn from, themselves drawn at random from the grid, for each track and task anew."""
         points = self.grid[track].points(task)
-        drawn = np.random.default_rng(seed).permutation(len(points))[: task.pool]
+        generator = np.random.default_rng([seed, *f"{track}/{task.name}".encode()])
+        drawn = generator.permutation(len(points))[: task.pool]
         return [points[index] for index in sorted(drawn)]
 
 

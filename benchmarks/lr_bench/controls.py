@@ -2,7 +2,7 @@
 
 | Control | what it knows |
 |---|---|
-| :func:`shuffled_observations` | at each step the observation of a training drawn at random among those beside it, itself now and then |
+| :func:`shuffled_observations` | at each step the observation of another training, drawn at random among those beside it |
 | :func:`state_blind` | at each step the mean observation of other trainings: what they are like by then |
 | :func:`population_replay` | nothing: the controller's mean rate at each step, over other trainings |
 | :func:`same_instance_replay` | nothing: the same over other seeds of the very same instance, smoothed, times a constant that is to be tuned |
@@ -30,11 +30,11 @@ SMOOTHING_FRACTION = 0.05
 
 
 class ShuffledObservations:
-    """A controller that sees, at each step, the observations of all trainings in a random order, a new one each time; its state stays.
+    """A controller that decides, at each step, by the observation of another training, drawn anew each time, every one once; its state stays.
 
     Args:
         controller: Whose observations are shuffled.
-        seed: Of the orders.
+        seed: Of the draws.
     """
 
     def __init__(self, controller: Controller, seed: int) -> None:
@@ -50,7 +50,9 @@ class ShuffledObservations:
         if len(observation) < 2:
             raise ValueError("Observations can be shuffled between two trainings or more, but there is one: run more seeds side by side.")
         order = np.random.default_rng([self.seed, count]).permutation(len(observation))
-        actions, own = self.controller.predict(observation[order], own, episode_start, deterministic=deterministic)
+        others = np.empty_like(order)
+        others[order] = np.roll(order, 1)  # Round one random cycle, so that none is its own.
+        actions, own = self.controller.predict(observation[others], own, episode_start, deterministic=deterministic)
         return actions, (count + 1, own)
 
 
@@ -103,7 +105,7 @@ class Replay:
 
 
 def shuffled_observations(bound: BoundController, seed: int = 0) -> BoundController:
-    """The controller, who sees at each step the observation of a training drawn at random; every observation is seen by one."""
+    """The controller, who sees at each step the observation of another training drawn at random; every observation is seen by one."""
     return BoundController(ShuffledObservations(bound.controller, seed), bound.mdp)
 
 
