@@ -48,6 +48,7 @@ def run(
     controllers: tuple[str, ...] = (),
     seeds: int | None = None,
     output: Path | None = None,
+    start_from: Path | None = None,
     workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -64,6 +65,8 @@ def run(
             primary comparison.
         seeds: Reported trainings of each task, at least 2; the suite's own where not given.
         output: Folder of the results; results/bench/SUITE where not given. Several processes may share it.
+        start_from: A file of `lr-bench export`, such as benchmarks/results/standard/results.sqlite.xz: its results are taken over, and
+            only what it lacks is computed.
         workers: Processes; one for each core, at most 8, where not given. With Ray pieces of work at a time, all that it has cores for.
         engine: Where it is computed; with ray on a cluster, see `benchmarks/lr_bench/ray_engine.py` for what its machines need.
         address: Of the cluster: HOST:PORT or auto; the variable RAY_ADDRESS, else this machine alone, where not given.
@@ -83,6 +86,8 @@ def run(
     computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
         store.record_run(chosen.key, typed_command(), entered)
+        if start_from is not None:
+            store.take_over(start_from)
         store.forget(chosen.key, identities(contestants, chosen))
         store.record_training_costs(costs)
         show_versions(store.versions_with_this(), console)
@@ -121,11 +126,11 @@ def report(folder: Folder, suite: str | None = None, controllers: tuple[str, ...
 def export(folder: Folder, file: Annotated[Path, tyro.conf.Positional]) -> None:
     """Writes the results of a folder without their curves into one small file, to be published or kept.
 
-    Put into a folder of its own as results.sqlite it is a store like any other: `lr-bench run` computes what it lacks, such as another controller.
+    `lr-bench run --start-from FILE` computes what it lacks, such as another controller. As results.sqlite in a folder it is a store like any other.
 
     Args:
         folder: Of `lr-bench run`.
-        file: Which is made.
+        file: Which is made; compressed where its name ends in .xz.
     """
     with open_store(folder) as store:
         store.export(file)

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks.lr_bench import engine
 from benchmarks.lr_bench.records import Cell
 from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import find_suite
@@ -126,6 +127,24 @@ def test_an_exported_store_is_reported_and_run_further(
     run_here(monkeypatch, folder, *RUN, "--output", str(copy))
     with pytest.raises(SystemExit, match="exists already"):
         run_here(monkeypatch, folder, "export", OUTPUT, str(copy / "results.sqlite"))
+
+
+def test_a_run_starts_from_published_results(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    published, output = str(tmp_path / "published.sqlite.xz"), str(tmp_path / "mine")
+    run_here(monkeypatch, folder, "export", OUTPUT, published)
+    (folder / "grace.py").write_text(MINE.replace("Careful", "Grace").replace("-1.0", "-0.8"))
+    computed: list[str] = []
+    compute = engine.compute
+    monkeypatch.setattr(engine, "compute", lambda work: computed.extend(cell.contestant for cell in work.cells) or compute(work))
+    start = ("run", "--suite", "smoke", "--controllers", "grace.py:Grace", "--no-controls", "--workers", "1", "--output", output)
+    run_here(monkeypatch, folder, *start, "--start-from", published)
+    assert set(computed) == {"Grace"}
+    run_here(monkeypatch, folder, "report", output)
+    summary = json.loads((tmp_path / "mine" / "report" / "summary.json").read_text())
+    assert summary["controllers"] == ["Grace", "Careful"]
+    assert {"Grace", "Careful", "tuned per task"} <= {row["contestant"] for row in summary["standings"]}
+    with pytest.raises(SystemExit, match="taken over"):
+        run_here(monkeypatch, folder, *start, "--start-from", "missing.sqlite.xz")
 
 
 def test_what_was_run_by_what_stands_on_the_page_and_who_was_entered_first_stays_first(

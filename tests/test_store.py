@@ -82,6 +82,64 @@ def test_an_exported_store_lacks_nothing_but_curves(path: Path, store: Store, tm
         store.export(copied / "published.sqlite")
 
 
+@pytest.mark.parametrize("name", ["published.sqlite", "published.sqlite.xz"])
+def test_results_are_taken_over_where_there_are_none(store: Store, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = dataclasses.replace(CELL, seeds=(1, 2))
+    mine = dataclasses.replace(fake_result(CELL), seconds=77.0)
+    with monkeypatch.context() as elsewhere, Store(tmp_path / "theirs" / "results.sqlite") as theirs:
+        elsewhere.setattr(store_module, "_machine", lambda: '{"node": "elsewhere"}')
+        theirs.save_all([(CELL, fake_result(CELL)), (OTHER, fake_result(OTHER)), (failed, dataclasses.replace(fake_result(failed), error="crashed"))])
+        theirs.record([CELL, OTHER])
+        theirs.record_run(CELL.suite, "lr-bench run", ["other"])
+        theirs.record_training_costs({"other": "an hour"})
+        theirs.export(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"SQLite" if name.endswith("sqlite") else b"\xfd7zXZ")
+    store.save(CELL, mine)
+    store.record_run(CELL.suite, "lr-bench run --controllers mine", ["mine"])
+    for _ in range(2):  # as a run that goes on does
+        store.take_over(tmp_path / name)
+    assert_equal(store.find(CELL), mine)
+    assert_equal(store.find(OTHER), dataclasses.replace(fake_result(OTHER), losses=None, rates=None))
+    assert store.find(failed) is None
+    assert [cell for cell, _ in store.cells(CELL.suite)] == [CELL, OTHER]
+    assert store.entered(CELL.suite) == ["mine", "other"]
+    assert store.training_costs() == {"other": "an hour"}
+    assert [machine["node"] for machine in store.machines()][1:] == ["elsewhere"]
+    connection = sqlite3.connect(store.path)
+    query = "SELECT description FROM cells JOIN machines ON machine = id WHERE cells.key = ?"
+    assert connection.execute(query, (OTHER.key,)).fetchone() == ('{"node": "elsewhere"}',)
+    connection.close()
+    assert (tmp_path / name).read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "results.sqlite", "results.sqlite.owners", "theirs"])
+
+
+def test_what_can_t_be_taken_over_is_said_and_changes_nothing(store: Store, tmp_path: Path) -> None:
+    store.save(CELL, fake_result(CELL))
+    with Store(tmp_path / "theirs.sqlite") as theirs:
+        theirs.save(OTHER, fake_result(OTHER))
+        theirs.export(tmp_path / "whole.xz")
+        theirs.export(tmp_path / "old.sqlite")
+    (tmp_path / "cut.xz").write_bytes((tmp_path / "whole.xz").read_bytes()[:-100])
+    (tmp_path / "words.xz").write_text("words")
+    (tmp_path / "words.sqlite").write_text("words" * 1000)
+    old = sqlite3.connect(tmp_path / "old.sqlite")
+    old.execute("PRAGMA user_version = 1")
+    old.close()
+    for name, message in (
+        ("missing.xz", "No such file"),
+        ("cut.xz", "ended before"),
+        ("words.xz", "not supported"),
+        ("words.sqlite", "not a database"),
+        ("old.sqlite", "version 1, but 2"),
+    ):
+        with pytest.raises(StoreError, match=f"taken over from .*{name}: .*{message}"):
+            store.take_over(tmp_path / name)
+    assert [cell for cell, _ in store.cells()] == [CELL]
+    store.take_over(tmp_path / "whole.xz")
+    assert len(list(store.cells())) == 2
+
+
 @pytest.mark.parametrize(
     "change", [{"suite": "tiny-2"}, {"identity": "x"}, {"setting": {"horizon": 6}}, {"seeds": (3, 8)}, {"point": {"constant": 0.2}}, {"role": "tune"}]
 )

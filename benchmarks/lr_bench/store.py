@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import lzma
 import os
 import platform
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,17 @@ CREATE TABLE IF NOT EXISTS runs (
 );
 """
 """What older stores of this version lack; what they were written by can still use them with it."""
+
+_TAKING_OVER = """
+INSERT OR IGNORE INTO machines (description) SELECT description FROM given.machines ORDER BY id;
+INSERT OR IGNORE INTO cells
+    SELECT key, trainings, suite, cell, result, checksum, has_curves, error, seconds, finished, machines.id
+    FROM given.cells JOIN given.machines AS theirs ON theirs.id = machine JOIN machines USING (description)
+    WHERE error IS NULL;
+INSERT OR IGNORE INTO entries SELECT suite, track, contestant, task, keys FROM given.entries;
+INSERT OR IGNORE INTO training_costs SELECT contestant, cost FROM given.training_costs;
+INSERT OR IGNORE INTO runs (suite, command, entered) SELECT suite, command, entered FROM given.runs ORDER BY id;
+"""
 
 
 class StoreError(RuntimeError):
@@ -229,7 +243,10 @@ class Store:
         return True
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Writes a copy without curves, a small part of the size: a store like this one, with which another run may begin.
+        """Writes a copy without curves, a small part of the size: a store like this one, which :meth:`take_over` reads.
+
+        Args:
+            path: The file; compressed where its name ends in ``.xz``, to a twentieth.
 
         Raises:
             StoreError: If the file exists or nothing can be written.
@@ -239,20 +256,62 @@ class Store:
             raise StoreError(f"{target} exists already. Choose another file, or move it away.")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._connection.execute("VACUUM INTO ?", (os.fspath(target),))
-            with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
-                copy.execute("BEGIN")
-                copy.execute("DELETE FROM claims")
-                for key, content, checksum in copy.execute("SELECT key, result, checksum FROM cells WHERE has_curves").fetchall():
-                    if hashlib.sha256(content).hexdigest() != checksum:
-                        continue  # damaged, and found to be so in the copy too
-                    short = _pack(dataclasses.replace(_unpack(content), losses=None, rates=None))
-                    row = short, hashlib.sha256(short).hexdigest(), key
-                    copy.execute("UPDATE cells SET result = ?, checksum = ?, has_curves = 0 WHERE key = ?", row)
-                copy.execute("COMMIT")
-                copy.execute("VACUUM")
+            with TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+                copy = Path(folder, "results.sqlite")
+                self._write_without_curves(copy)
+                if target.suffix == ".xz":
+                    packed = copy.with_name("results.sqlite.xz")
+                    with copy.open("rb") as source, lzma.open(packed, "wb") as file:
+                        shutil.copyfileobj(source, file)
+                    copy = packed
+                copy.replace(target)
         except (sqlite3.DatabaseError, OSError) as error:
             raise StoreError(f"{target} can't be written: {error}. Make room or choose another file.") from error
+
+    def _write_without_curves(self, path: Path) -> None:
+        self._connection.execute("VACUUM INTO ?", (os.fspath(path),))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("BEGIN")
+            copy.execute("DELETE FROM claims")
+            for key, content, checksum in copy.execute("SELECT key, result, checksum FROM cells WHERE has_curves").fetchall():
+                if hashlib.sha256(content).hexdigest() != checksum:
+                    continue  # damaged, and found to be so in the copy too
+                short = _pack(dataclasses.replace(_unpack(content), losses=None, rates=None))
+                row = short, hashlib.sha256(short).hexdigest(), key
+                copy.execute("UPDATE cells SET result = ?, checksum = ?, has_curves = 0 WHERE key = ?", row)
+            copy.execute("COMMIT")
+            copy.execute("VACUUM")
+
+    def take_over(self, path: str | os.PathLike[str]) -> None:
+        """Takes results, and what runs were about, from a file of :meth:`export`, where this store has none; failed cells are not taken.
+
+        Args:
+            path: The file, which is left as it is.
+
+        Raises:
+            StoreError: If it is missing, damaged or no store of this version, or nothing can be written.
+        """
+        given = Path(path)
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, "results.sqlite")
+            try:
+                with lzma.open(given) if given.suffix == ".xz" else given.open("rb") as source, copy.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                self._connection.execute("ATTACH ? AS given", (os.fspath(copy),))
+                version = self._connection.execute("PRAGMA given.user_version").fetchone()[0]
+                problem = self._connection.execute("PRAGMA given.quick_check(1)").fetchone()[0]
+                if version != FORMAT_VERSION:
+                    problem = f"it is of version {version}, but {FORMAT_VERSION} is needed"
+            except (sqlite3.DatabaseError, lzma.LZMAError, EOFError, OSError) as error:
+                problem = str(error)
+            try:
+                if problem != "ok":
+                    raise StoreError(f"Results can't be taken over from {given}: {problem}. `lr-bench export FOLDER FILE` writes what is needed.")
+                with self._transaction():
+                    self._execute_all(_TAKING_OVER)
+            finally:
+                if "given" in {row[1] for row in self._connection.execute("PRAGMA database_list")}:
+                    self._connection.execute("DETACH given")
 
     def record_training_costs(self, costs: Mapping[str, str]) -> None:
         """Says what the training of learned contestants cost, in words, by name.
