@@ -13,6 +13,7 @@ import numpy as np
 from lr_env.controllers import BoundController, Controller
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
+from lr_env.tasks import TaskFamily
 from lr_env.vector_env import LearningRateVectorEnv
 
 if TYPE_CHECKING:
@@ -52,16 +53,15 @@ class EvaluationTrainings:
     """Fixed trainings, of seeds that are never trained on, with a reference: the best of a few constant rates.
 
     Args:
-        task: Registered name.
-        num_variants: Of the task; N is a multiple of them.
+        family: What is trained on; N is a multiple of its variants.
         options: Of the training.
         mdp: The decision process that is trained in.
         arguments: Of the environment that is trained in, the horizon among them; the decision process's own play no part.
     """
 
-    def __init__(self, task: str, num_variants: int, options: TrainingOptions, mdp: MDP, arguments: Mapping[str, Any]) -> None:
-        self.task, self.num_variants, self.options, self.arguments = task, num_variants, options, arguments
-        self.count = _multiple(options.evaluation_trainings, num_variants)
+    def __init__(self, family: TaskFamily, options: TrainingOptions, mdp: MDP, arguments: Mapping[str, Any]) -> None:
+        self.family, self.options, self.arguments = family, options, arguments
+        self.count = _multiple(options.evaluation_trainings, family.num_variants)
         self.seeds = role_seeds(options.seed, Role.EVALUATE, self.count)
         reward = mdp.to_dict()["reward"]
         self.loss_floor = reward.get("loss_floor", 0.0) if isinstance(reward, dict) and reward.get("kind", "log_loss") == "log_loss" else 0.0
@@ -79,7 +79,7 @@ class EvaluationTrainings:
 
     def tune_reference(self) -> dict[str, Any]:
         """The best constant of the grid on other seeds, and its score on these: a JSON-ready mapping."""
-        points, count = np.linspace(-1, 1, REFERENCE_POINTS), _multiple(min(TUNING_TRAININGS, self.count), self.num_variants)
+        points, count = np.linspace(-1, 1, REFERENCE_POINTS), _multiple(min(TUNING_TRAININGS, self.count), self.family.num_variants)
         environment = self._environment(self.reference_mdp, count * REFERENCE_POINTS)  # all points side by side
         seeds = role_seeds(self.options.seed, Role.TUNE, count) * REFERENCE_POINTS
         scores = _scores(environment, ConstantAction(np.repeat(points, count)), seeds, self.loss_floor)
@@ -103,7 +103,7 @@ class EvaluationTrainings:
     def _environment(self, mdp: MDP, count: int) -> LearningRateVectorEnv:
         with interrupts_ignored():
             execution: dict[str, Any] = {"device": self.options.device, "num_processes": self.options.num_processes}
-            return LearningRateVectorEnv(count, self.task, **(dict(self.arguments) | execution | mdp.to_dict()))
+            return LearningRateVectorEnv(count, self.family, **(dict(self.arguments) | execution | mdp.to_dict()))
 
     def _reference(self, reference: Mapping[str, Any]) -> BoundController:
         return BoundController(ConstantAction(np.full(self.count, reference["action"])), self.reference_mdp)

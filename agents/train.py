@@ -136,7 +136,7 @@ class Training:
     def __init__(self, options: TrainingOptions) -> None:
         check_options(options)
         self.options = options
-        name, family = find_task(options)
+        family = find_task(options)
         trained = family if options.num_variants is None else dataclasses.replace(family, num_variants=options.num_variants)
         self.num_variants = trained.num_variants
         arguments = environment_arguments(options)
@@ -148,7 +148,7 @@ class Training:
             self.num_envs += self.num_variants - self.num_envs % self.num_variants
         if self.num_envs < self.num_variants:
             raise ValueError(
-                f"num_envs must be at least {self.num_variants}, so that all variants of {name!r} are trained on, but {self.num_envs} was given."
+                f"num_envs must be at least {self.num_variants}, so that all variants of {family.name!r} are trained on, but {self.num_envs} was given."
             )
         num_trainings = 2 * self.num_envs if options.paired else self.num_envs
         with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too
@@ -157,7 +157,7 @@ class Training:
         self.hyperparameters = self._hyperparameters()
         self.agent = self._make_agent()
         self.agent.bind()  # now, not after hours, an error that it can't be a controller
-        self.evaluation = EvaluationTrainings(name, family.num_variants, options, self.environment.mdp, arguments)
+        self.evaluation = EvaluationTrainings(family, options, self.environment.mdp, arguments)
         self.record = self._new_record(arguments)
         if self.checkpoint_path.exists():
             self._resume()

@@ -64,7 +64,7 @@ class TrainingOptions(Process):
     task: str | None = None
     """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
     family: str | None = None
-    """Registered name of a family instead; its variants are mixed in every rollout."""
+    """Registered name of a family instead, or its specification as JSON, see ``lr_env.FamilySpecification``; its variants are mixed in every rollout."""
     num_variants: int | None = None
     """Number of variants that are drawn of the family for training: the more, the less an agent can learn them by heart. By default the
     family's own, on which it is evaluated in any case."""
@@ -188,17 +188,25 @@ def check_options(options: TrainingOptions) -> None:
         raise ValueError(f"output must be a folder, but {options.output} is a file.")
 
 
-def find_task(options: TrainingOptions) -> tuple[str, TaskFamily]:
-    """Name and family of what is trained on."""
+def find_task(options: TrainingOptions) -> TaskFamily:
+    """What is trained on.
+
+    Raises:
+        ValueError: If it is unknown, or both a task and a family were given.
+        TypeError: If a specification has an entry of the wrong type.
+    """
     if options.task is not None and options.family is not None:
         raise ValueError(f"Either task or family can be given, but task={options.task!r} and family={options.family!r} were. Leave one out.")
-    name = options.family or options.task or "digits-mlp-scaled"
+    if options.family is not None:
+        given = _name_or_mapping("family", options.family)
+        if isinstance(given, str) and not isinstance(make_task(given), TaskFamily):
+            raise ValueError(f"{given!r} is a single task. Pass --task {given}.")
+        return find_family(given)
+    name = options.task or "digits-mlp-scaled"
     family = find_family(name)
-    if options.family is not None and not isinstance(make_task(name), TaskFamily):
-        raise ValueError(f"{name!r} is a single task. Pass --task {name}.")
-    if options.family is None and family.num_variants > 1:
+    if family.num_variants > 1:
         raise ValueError(f"{name!r} is a family of {family.num_variants} variants. Pass --family {name}.")
-    return name, family
+    return family
 
 
 def _name_or_mapping(what: str, text: str) -> str | dict[str, Any]:

@@ -25,7 +25,7 @@ from agents.evaluation import _scores
 from agents.online_training import OnlineTraining
 from agents.train import Training, main
 from agents.training_options import TrainingOptions, environment_arguments
-from lr_env import ControllerLR, RecurrentPolicy, TaskFamily, load_controller, register_task, save_controller
+from lr_env import ControllerLR, FamilySpecification, RecurrentPolicy, TaskFamily, load_controller, register_task, save_controller
 from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
@@ -171,6 +171,18 @@ def test_families_are_mixed_in_every_rollout(changes: dict[str, Any], tmp_path: 
     assert resumed.controller_path.read_bytes() == whole
 
 
+def test_families_are_given_as_data(tmp_path: Path) -> None:
+    specification = {"name": "mine", "data_sets": ["wine"], "width": [4, 8], "batch_size": [4, 16], "horizon": [4, 12], "num_variants": 2}
+    given = options(tmp_path, task=None, family=json.dumps(specification), horizon=None, hyperparameters=(), num_envs=4)
+    training = Training(given)
+    variants = FamilySpecification.from_dict(specification).family().variants
+    assert set(training.environment.episodes.horizons) == {task.horizon for task in variants}
+    training.run()
+    assert json.loads(training.record_path.read_text())["options"]["family"] == given.family
+    with pytest.raises(ValueError, match="family="):
+        Training(dataclasses.replace(given, family="small", num_envs=None, resume=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -232,6 +244,8 @@ def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_
         ({"task": "digits-mpl"}, r"Unknown task 'digits-mpl'\. Did you mean 'digits-mlp'"),
         ({"task": FAMILY}, f"Pass --family {FAMILY}"),
         ({"task": None, "family": "digits-logreg"}, "Pass --task digits-logreg"),
+        ({"task": None, "family": "{'width': [4, 8]}"}, "family must be JSON"),
+        ({"task": None, "family": '{"widht": [4, 8]}'}, "Did you mean 'width'"),
         ({"task": None, "family": FAMILY, "num_envs": 1}, "num_envs must be at least 2"),
         ({"steps": 0}, "steps must be an integer >= 1"),
         ({"num_envs": -1}, "num_envs must be an integer >= 1"),
