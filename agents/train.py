@@ -148,7 +148,7 @@ class Training:
             self.num_envs += self.num_variants - self.num_envs % self.num_variants
         if self.num_envs < self.num_variants:
             raise ValueError(
-                f"num_envs must be at least {self.num_variants}, so that all variants of {family.name!r} are trained on, but {self.num_envs} was given."
+                f"num_envs must be at least {self.num_variants}, one for each variant of {family.name!r}, but {self.num_envs} was given."
             )
         num_trainings = 2 * self.num_envs if options.paired else self.num_envs
         with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too

@@ -64,7 +64,8 @@ class TrainingOptions(Process):
     task: str | None = None
     """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
     family: str | None = None
-    """Registered name of a family instead, or its specification as JSON, see ``lr_env.FamilySpecification``; its variants are mixed in every rollout."""
+    """Registered name of a family instead, or its specification as JSON, see ``lr_env.FamilySpecification``; its variants are mixed in every
+    rollout."""
     num_variants: int | None = None
     """Number of variants that are drawn of the family for training: the more, the less an agent can learn them by heart. By default the
     family's own, on which it is evaluated in any case."""
