@@ -261,7 +261,7 @@ class Store:
                 self._write_without_curves(copy)
                 if target.suffix == ".xz":
                     packed = copy.with_name("results.sqlite.xz")
-                    with copy.open("rb") as source, lzma.open(packed, "wb") as file:
+                    with copy.open("rb") as source, lzma.open(packed, "wb", preset=9) as file:
                         shutil.copyfileobj(source, file)
                     copy = packed
                 copy.replace(target)
