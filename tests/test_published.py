@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lr_bench.contestants import enter, rivals
-from benchmarks.lr_bench.records import Cell
 from benchmarks.lr_bench.suites import STANDARD
 
 ROOT = Path(__file__).parents[1]
@@ -46,10 +45,10 @@ def test_they_are_whole(published: sqlite3.Connection) -> None:
     assert published.execute("SELECT count(*) FROM cells WHERE error IS NOT NULL").fetchone() == (0,)
     seeds: dict[tuple[str, str], int] = {}
     for contestant, task, keys in published.execute("SELECT contestant, task, keys FROM entries WHERE suite = ?", (STANDARD.key,)):
-        cells = [published.execute("SELECT cell FROM cells WHERE key = ?", (key,)).fetchone() for key in json.loads(keys)]
-        assert all(cells), f"{contestant} lacks cells on {task}"
-        found = [Cell(**(json.loads(cell) | {"seeds": tuple(json.loads(cell)["seeds"])})) for (cell,) in cells]
-        seeds[contestant, task] = max(len(cell.seeds) for cell in found if cell.role == "report")
+        rows = [published.execute("SELECT cell FROM cells WHERE key = ?", (key,)).fetchone() for key in json.loads(keys)]
+        assert all(rows), f"{contestant} lacks cells on {task}"
+        cells = [json.loads(cell) for (cell,) in rows]
+        seeds[contestant, task] = max(len(cell["seeds"]) for cell in cells if cell["role"] == "report")
     wanted = {task.name: task.reporting for task in STANDARD.tasks}
     tested = {(contestant, task): count for (contestant, task), count in seeds.items() if contestant != "random search"}
     assert {task for _, task in tested} == set(wanted)

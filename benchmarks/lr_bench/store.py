@@ -246,7 +246,7 @@ class Store:
         """Writes a copy without curves, a small part of the size: a store like this one, which :meth:`take_over` reads.
 
         Args:
-            path: The file; compressed where its name ends in ``.xz``, to a twentieth.
+            path: The file; compressed where its name ends in ``.xz``.
 
         Raises:
             StoreError: If the file exists or nothing can be written.
@@ -297,21 +297,21 @@ class Store:
             try:
                 with lzma.open(given) if given.suffix == ".xz" else given.open("rb") as source, copy.open("wb") as file:
                     shutil.copyfileobj(source, file)
-                self._connection.execute("ATTACH ? AS given", (os.fspath(copy),))
-                version = self._connection.execute("PRAGMA given.user_version").fetchone()[0]
-                problem = self._connection.execute("PRAGMA given.quick_check(1)").fetchone()[0]
+                with contextlib.closing(sqlite3.connect(copy)) as connection:
+                    version = connection.execute("PRAGMA user_version").fetchone()[0]
+                    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if version != FORMAT_VERSION:
                     problem = f"it is of version {version}, but {FORMAT_VERSION} is needed"
             except (sqlite3.DatabaseError, lzma.LZMAError, EOFError, OSError) as error:
                 problem = str(error)
+            if problem != "ok":
+                raise StoreError(f"Results can't be taken over from {given}: {problem}. `lr-bench export FOLDER FILE` writes what is needed.")
+            self._connection.execute("ATTACH ? AS given", (os.fspath(copy),))
             try:
-                if problem != "ok":
-                    raise StoreError(f"Results can't be taken over from {given}: {problem}. `lr-bench export FOLDER FILE` writes what is needed.")
                 with self._transaction():
                     self._execute_all(_TAKING_OVER)
             finally:
-                if "given" in {row[1] for row in self._connection.execute("PRAGMA database_list")}:
-                    self._connection.execute("DETACH given")
+                self._connection.execute("DETACH given")
 
     def record_training_costs(self, costs: Mapping[str, str]) -> None:
         """Says what the training of learned contestants cost, in words, by name.
