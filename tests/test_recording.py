@@ -122,3 +122,13 @@ def test_formulas_know_numbers_that_are_none() -> None:
             for one, other in zip([tables[1], *actual], [tables[0], *expected], strict=True):
                 np.testing.assert_allclose(one, other, rtol=1e-14)
     assert recording is not None and type(recording._repeat) is not FunctionType
+
+
+@needs_compiler
+def test_the_first_time_gives_the_bits_of_any_other() -> None:
+    values, table = np.random.default_rng(0).lognormal(size=(1, 1000)), np.ones((1, 1000))
+    recording = Recording(lambda table, values: [table.__setitem__(slice(None), table + np.log10(values))], table, values, is_compiled=True)
+    first = table.copy()
+    table[:] = 1
+    recording(values)
+    np.testing.assert_array_equal(first, table)
