@@ -1,4 +1,4 @@
-"""The results of the suite `standard` that the repository publishes: whole, and of the present rivals and pretrained controllers."""
+"""The results of the suite `standard` that the repository publishes: whole, and of the present rivals and controllers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,19 @@ from benchmarks.lr_bench.contestants import enter, rivals
 from benchmarks.lr_bench.suites import STANDARD
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = ROOT / "benchmarks" / "results" / "standard" / "results.sqlite.xz"
-PRETRAINED = [ROOT / "lr_env" / "pretrained" / f"{name}.safetensors" for name in ("momentum", "adamw")]
+RESULTS = ROOT / "benchmarks" / "results" / "standard"
+PUBLISHED = RESULTS / "results.sqlite.xz"
+
+
+def controllers() -> list[str]:
+    """What was entered, in the order of training seeds; the first one is the one that the package brings."""
+    files: dict[str, list[Path]] = {"PPO": [], "PPO (5 seeds)": [], "DDPG": []}
+    for optimizer in STANDARD.tracks:
+        pretrained = ROOT / "lr_env" / "pretrained" / f"{optimizer}.safetensors"
+        files["PPO"].append(pretrained)
+        files["PPO (5 seeds)"] += [pretrained, *(RESULTS / "controllers" / f"{optimizer}-{seed}.safetensors" for seed in range(1, 5))]
+        files["DDPG"].append(RESULTS / "controllers" / f"ddpg-{optimizer}.safetensors")
+    return [f"{name}={','.join(map(str, paths))}" for name, paths in files.items()]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,7 @@ def test_a_run_that_starts_from_them_computes_no_rival_again(published: sqlite3.
     query = """SELECT DISTINCT json_extract(cell, '$.contestant'), json_extract(cell, '$.point'), json_extract(cell, '$.identity')
         FROM cells WHERE suite = ?"""
     known = {(name, point): identity for name, point, identity in published.execute(query, (STANDARD.key,))}
-    entered = enter([f"PPO={','.join(map(str, PRETRAINED))}"], STANDARD)
+    entered = enter(controllers(), STANDARD)
     makers = {contestant.name: contestant.make for contestant in entered}
     assert {contestant.name for contestant in rivals(STANDARD)} <= {name for name, _ in known} <= set(makers)
     for (name, point), identity in known.items():
