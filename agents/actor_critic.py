@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from lr_env.checks import positive_integer, unknown_name
+from lr_env.controllers import BoundController
 from lr_env.mdp import MDP
 from lr_env.mdp.actions import RateRange
 from lr_env.mdp.features import CLIP, resolve_features
@@ -320,6 +321,10 @@ class OnlineActorCritic:
         self._rates = check_process(mdp or MDP(**ONLINE_ENVIRONMENT)).rate_range()
         self._seeds, self.learners = [check_seed(seed) for seed in seeds], []
 
+    def bind(self, optimizer: str = "sgd") -> BoundController:
+        """The algorithm with its decision process, for what runs controllers; it still learns in each training."""
+        return BoundController(self, MDP(optimizer=optimizer, **ONLINE_ENVIRONMENT))
+
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
         """Rates ``(N, 1)``, float64, see :class:`lr_env.controllers.Controller`; the LSTMs have read the observations ``(N, F)`` from now on.
 
@@ -389,8 +394,7 @@ class OnlineActorCritic:
             actions, state = self.predict(observations, state)
             observations, reward, terminated, truncated, info = vector.step(actions)
             ended = terminated | truncated
-            # f(x_i; w_{t+1}) = f(x_i; w_t) − r
-            same = np.clip(losses[-1] - reward, -CLIP, CLIP)[:, None] if knows_same else None
+            same = same_states(losses[-1], reward) if knows_same else None
             self.observe(reward, observations, same, ended | ~running)
             losses.append(np.where(running, info["loss"], np.nan))
             rates.append(np.where(running, info["learning_rate"], np.nan))
@@ -505,6 +509,17 @@ def knows_same_state(mdp: MDP) -> bool:
     reward = make_reward(mdp.reward, mdp.reward_on)
     is_state_loss = resolve_features(mdp.features) == resolve_features("xu2017")
     return is_state_loss and (reward.kind, reward.source, mdp.steps_per_action) == ("loss", "same_batch", 1)
+
+
+def same_states(losses: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """s_i' ``(N, 1)``, where :func:`knows_same_state`: f(x_i; w_{t+1}) = f(x_i; w_t) − r.
+
+    Args:
+        losses: f(x_i; w_t), ``(N,)``.
+        rewards: r, ``(N,)``.
+    """
+    states: np.ndarray = np.clip(losses - rewards, -CLIP, CLIP)[:, None]
+    return states
 
 
 def _loss_state(loss: float) -> np.ndarray:

@@ -20,10 +20,9 @@ from gymnasium.vector import AutoresetMode
 from lr_env import LearningRateVectorEnv
 from lr_env.controllers import BoundController
 from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
-from lr_env.mdp.features import CLIP
 from lr_env.seeding import Role, check_seed, role_seeds
 
-from agents.actor_critic import ActorCriticConfig, OnlineLearner, check_process, knows_same_state
+from agents.actor_critic import ActorCriticConfig, OnlineLearner, check_process, knows_same_state, same_states
 
 CHECKPOINT_KIND = "actor-critic-checkpoint"
 
@@ -119,7 +118,7 @@ class OnlineTraining:
         rates = self.learner.act_all(self._observations, self._starts)
         observations, rewards, terminated, truncated, info = self.environment.step(rates[:, None])
         ended = terminated | truncated
-        same = np.clip(self._losses - rewards, -CLIP, CLIP)[:, None] if self._knows_same else observations
+        same = same_states(self._losses, rewards) if self._knows_same else observations
         self.learner.learn_all(rewards, same, observations, ~ended)
         # Of members that have ended these are the next training's.
         self._observations, self._losses, self._starts = observations, np.array(info["loss"]), ended

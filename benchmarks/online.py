@@ -29,11 +29,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 import lr_env  # registers the environment
-from agents.actor_critic import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic
+from agents.actor_critic import ActorCriticConfig, OnlineActorCritic
 from benchmarks.baselines import GRID_STARTS, Tuned, extended_search, grid, polyak, rate_limits, schedule_shapes
 from benchmarks.kept import kept
 from benchmarks.online_figure import draw
-from benchmarks.runner import DIVERGENCE_PENALTY, Result, Runner
+from benchmarks.runner import Result, Runner
 from benchmarks.statistics import paired_difference
 from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
@@ -192,32 +192,18 @@ def find_cell(cell: Cell, options: Options) -> dict[str, Any] | None:
 def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
     """Trains one controller on the reported or the tuning trainings."""
     start = time.process_time()
-    reported = role_seeds(options.seed, Role.REPORT, options.trainings)
     if cell.point is None:
         changes, initial_rate = VARIANTS[cell.name]
-        row = as_row(run_online(ActorCriticConfig(**changes), options, reported, initial_rate))
+        bound = OnlineActorCritic(ActorCriticConfig(**changes), options.seed).bind()
+        bound = dataclasses.replace(bound, mdp=dataclasses.replace(bound.mdp, initial_rate=initial_rate))
     else:
         bound = BASELINES[cell.name][1](cell.point)
-        seeds = role_seeds(options.seed, Role.TUNE, options.tuning_trainings) if cell.tunes else reported
-        execution = Execution(device=options.device)
-        runner = Runner(options.task, bound.mdp, seeds, options.horizon, options.num_examples, tests=not cell.tunes, execution=execution)
-        result = runner.run(bound.controller)
-        row = {"scores": result.scores.tolist()} if cell.tunes else as_row(result)
+    role, trainings = (Role.TUNE, options.tuning_trainings) if cell.tunes else (Role.REPORT, options.trainings)
+    seeds, execution = role_seeds(options.seed, role, trainings), Execution(device=options.device)
+    runner = Runner(options.task, bound.mdp, seeds, options.horizon, options.num_examples, tests=not cell.tunes, execution=execution)
+    result = runner.run(bound.controller)
+    row = {"scores": result.scores.tolist()} if cell.tunes else as_row(result)
     return row | {"seconds": time.process_time() - start}
-
-
-def run_online(config: ActorCriticConfig, options: Options, seeds: list[int], initial_rate: float | None = None) -> Result:
-    """The agent on one training per seed."""
-    arguments: dict[str, Any] = {"task": options.task, "horizon": options.horizon, "device": options.device, "initial_rate": initial_rate}
-    environment = gym.make_vec("LearningRate-v0", num_envs=len(seeds), **arguments, **ONLINE_ENVIRONMENT)
-    episodes = environment.unwrapped.episodes  # type: ignore[attr-defined]
-    environment.reset(seed=seeds)  # type: ignore[arg-type]
-    initial = np.log10(episodes.evaluate("train", options.num_examples).losses)
-    record = OnlineActorCritic(config, options.seed).run(environment, seeds)
-    final, test = (episodes.evaluate(split, options.num_examples) for split in ("train", "test"))
-    with np.errstate(invalid="ignore"):
-        scores = np.where(record.diverged, initial + DIVERGENCE_PENALTY, np.log10(final.losses))
-    return Result(scores, record.diverged, test.losses, test.metrics, record.losses, record.rates)
 
 
 def as_row(result: Result) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def find_centre(task: SuiteTask, optimizer: str, seeds: Sequence[int]) -> float:
     lowest, highest = rate_limits(optimizer)
     horizon = min(task.horizon, LONGEST)
     bound = Schedule(partial(ExponentialLR, gamma=(highest / lowest) ** (1 / (horizon - 1))), lowest).bind(optimizer)
-    mdp = comparable(bound.mdp)
+    mdp = comparable(bound)
     result = Runner(task.family(), mdp, seeds, horizon, 1, False, execution(mdp)).run(bound.controller)
     return centre(result.losses, result.rates)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lr_env.controllers import BoundController, Controller
+from agents.actor_critic import knows_same_state, same_states
+from lr_env.controllers import BoundController, Controller, OnlineController
 from lr_env.episodes import Episodes, Execution, Outcome
 from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
@@ -93,16 +94,23 @@ class Runner:
         self._initial_scores: np.ndarray | None = None
 
     def run(self, controller: Controller) -> Result:
-        """Trains all members under this controller, deterministically. What has ended stays as it is."""
+        """Trains all members under this controller, deterministically; one that learns online explores. What has ended stays as it is."""
         episodes, members = self._episodes, np.arange(len(self.seeds))
         outcome = self._begin()
         if (attach := getattr(controller, "attach", None)) is not None:  # see :class:`agents.rules.AttachedRule`
             attach(episodes)
+        learner = controller if isinstance(controller, OnlineController) else None
+        knows_same = learner is not None and knows_same_state(self.mdp)
+        if learner is not None:
+            learner.begin(self.seeds, self.mdp)
         losses, rates, state = [outcome.losses], [], None
         running, diverged, starts = np.ones(len(members), bool), np.zeros(len(members), bool), np.ones(len(members), bool)
         while running.any():
-            actions, state = decide(controller, outcome.observations, state, starts)
+            actions, state = decide(controller, outcome.observations, state, starts, deterministic=learner is None)
             outcome = episodes.step(episodes.parse_actions(actions), None if running.all() else np.flatnonzero(running))
+            if learner is not None:
+                same = same_states(losses[-1], outcome.rewards) if knows_same else None
+                learner.observe(outcome.rewards, outcome.observations, same, outcome.ended | ~running)
             losses.append(np.where(running, outcome.losses, np.nan))
             rates.append(np.where(running, outcome.rates[:, 0], np.nan))
             diverged |= running & outcome.diverged

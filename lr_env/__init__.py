@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from lr_env.controllers import BoundController, Controller, PolicyNetwork, SharedGroupController, load_controller, save_controller
+from lr_env.controllers import BoundController, Controller, OnlineController, PolicyNetwork, SharedGroupController, load_controller, save_controller
 from lr_env.env import LearningRateEnv
 from lr_env.files import FileFormatError
 from lr_env.mdp import MDP
@@ -28,6 +28,7 @@ __all__ = [
     "LearningRateEnv",
     "LearningRateVectorEnv",
     "NoisyQuadratic",
+    "OnlineController",
     "PolicyNetwork",
     "RecurrentPolicy",
     "SharedGroupController",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -58,6 +58,33 @@ class Controller(Protocol):
 
         Returns:
             Actions ``(N, …)`` and the new state.
+        """
+        ...
+
+
+@runtime_checkable
+class OnlineController(Controller, Protocol):
+    """A controller that learns while it controls: what runs it calls these too, and lets it explore."""
+
+    def begin(self, seeds: Sequence[int], mdp: MDP | None = None) -> None:
+        """Forgets everything; the next observations are the first of new trainings.
+
+        Args:
+            seeds: One per training ``(N,)``.
+            mdp: The decision process.
+        """
+        ...
+
+    def observe(
+        self, reward: np.ndarray, observation: np.ndarray, same_observation: np.ndarray | None = None, ended: np.ndarray | None = None
+    ) -> None:
+        """What the last actions led to.
+
+        Args:
+            reward: ``(N,)``.
+            observation: On the next minibatch ``(N, F)``; the next that ``predict`` gets.
+            same_observation: On the same minibatch after the step ``(N, F)``, where the reward tells it; else None.
+            ended: Whose training is over, booleans ``(N,)``; None for nobody's.
         """
         ...
 

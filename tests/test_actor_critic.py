@@ -309,6 +309,18 @@ def test_members_equal_single_trainings() -> None:
             np.testing.assert_allclose(final.losses[0], environment.unwrapped.evaluate("train").losses[i], rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"features": "scale_free"}], ids=["same state known", "not known"])
+def test_the_benchmarks_runner_lets_it_learn_as_its_own_run_does(options: dict[str, Any]) -> None:
+    seeds, agent = [5, 2, 9], OnlineActorCritic(EAGER, seed=1)
+    expected = agent.run(make_environment(3, **options), seeds)
+    bound = OnlineActorCritic(EAGER, seed=1).bind()
+    for _ in range(2):  # nothing is left of the first run
+        found = Runner("digits-logreg", replace(bound.mdp, **options), seeds, 12).run(bound.controller)
+        np.testing.assert_array_equal(found.losses, expected.losses)
+        np.testing.assert_array_equal(found.rates, expected.rates)
+    assert len(np.unique(found.rates)) == found.rates.size
+
+
 def test_neighbours_do_not_matter() -> None:
     generator = np.random.default_rng(0)
     inputs = generator.uniform(0, 2, (10, 2, 1))

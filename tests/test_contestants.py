@@ -9,7 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.lr_bench.contestants import CONTROLS, GREEDY, SHAPES, Grid, ScheduleMaker, enter, identities, rivals, split_names
+from agents import OnlineActorCritic
+from benchmarks.lr_bench.contestants import (
+    CONTROLS,
+    GREEDY,
+    REPLAYS,
+    SHAPES,
+    Grid,
+    ScheduleMaker,
+    comparable,
+    enter,
+    identities,
+    rivals,
+    split_names,
+)
 from benchmarks.lr_bench.engine import Work, compute
 from benchmarks.lr_bench.records import Cell
 from benchmarks.lr_bench.suites import QUICK, STANDARD, SuiteTask
@@ -306,3 +319,20 @@ def test_controls_enter_beside_a_controller_and_run(tmp_path: Path) -> None:
         [result] = compute(Work(TASK, 64, (cell,), (make,)))
         assert result.error is None
         assert np.isfinite(result.scores).all()
+
+
+def test_controllers_that_learn_online_are_paid_and_have_the_replays_alone() -> None:
+    found = {contestant.name: contestant for contestant in enter(["agents.actor_critic:OnlineActorCritic"], SUITE)}
+    name = "OnlineActorCritic"
+    assert [own.removeprefix(f"{name}: ") for own in found if own.startswith(f"{name}: ")] == list(REPLAYS)
+    assert len(REPLAYS) == 2
+    for contestant in (name, f"{name}: population replay"):
+        cell = Cell("tiny-1", "adamw", TASK.name, TASK.setting, contestant, "", "report", {}, (3, 4))
+        [result] = compute(Work(TASK, 64, (cell,), (found[contestant].make,)))
+        assert result.error is None
+        assert result.rates is not None
+        assert (result.rates[0, 0] == result.rates[0, 1]) == (contestant != name)
+    bound = OnlineActorCritic().bind("adamw")
+    assert comparable(bound) == bound.mdp
+    own = dataclasses.replace(bound.mdp, reward={"kind": "loss", "interval": 2, "divergence": 5.0}, initial_rate_decades=1.0)
+    assert comparable(dataclasses.replace(bound, mdp=own)) == dataclasses.replace(bound.mdp, reward={"kind": "loss", "interval": 2})

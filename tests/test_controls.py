@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import ArmijoLineSearch
+from agents import ArmijoLineSearch, OnlineActorCritic
 from agents.schedules import constant
 from benchmarks.lr_bench.controls import (
     Replay,
@@ -176,6 +176,7 @@ def test_rates_of_other_seeds_are_those_of_runs_of_the_instance() -> None:
         (lambda: Replay(np.array([0.1, NAN])), "finite numbers >= 0"),
         (lambda: Replay(np.array([-0.1])), "finite numbers >= 0"),
         (lambda: Replay(np.zeros((3, 2))).predict(np.zeros((4, 1))), "Rates of 2 trainings can't be replayed in 4"),
+        (lambda: shuffled_observations(OnlineActorCritic().bind()), "OnlineActorCritic sees more than observations"),
         (lambda: same_instance_replay(MDP(), np.ones((3, 2)), 0.0), "factor must be a finite number > 0"),
         (lambda: population_replay(MDP(optimizer="momentum", control_momentum=True), np.ones((3, 2))), "Only one rate for all parameters"),
     ],

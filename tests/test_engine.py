@@ -83,6 +83,25 @@ def test_trainings_that_do_not_fit_side_by_side_run_after_each_other() -> None:
     np.testing.assert_allclose(together.scores, apart.scores, atol=1e-6)
 
 
+def test_controllers_that_learn_online_train_alone(store: Store, tmp_path: Path) -> None:
+    code = """
+from agents import ActorCriticConfig, OnlineActorCritic
+
+def first(): return OnlineActorCritic(ActorCriticConfig(actor_starts=0))
+
+def second(): return OnlineActorCritic(ActorCriticConfig(actor_starts=0, exploration="none"))
+"""
+    (tmp_path / "online.py").write_text(code)
+    suite = tiny_suite(1)
+    entered = [each for each in enter([f"{tmp_path}/online.py:first,{tmp_path}/online.py:second"], suite, has_controls=False) if each.is_entered]
+    assert Benchmark(suite, entered, store, LocalEngine()).run()
+    for cell, result in store.cells(suite.key):
+        bound = next(each for each in entered if each.name == cell.contestant).make(cell.track, suite.tasks[0], (), {})
+        expected = Runner(suite.tasks[0].family(), bound.mdp, cell.seeds, suite.tasks[0].horizon, execution=engine.execution(bound.mdp))
+        assert result.rates is not None
+        np.testing.assert_array_equal(result.rates, np.float32(expected.run(bound.controller).rates))  # as curves are stored
+
+
 def test_rules_that_look_at_the_population_have_one_constant_for_each_member() -> None:
     from agents.rules import HypergradientDescent
 

@@ -43,7 +43,7 @@ from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.lr_bench.summary import POLYAK, POLYAK_RIVAL
 from benchmarks.runner import Runner
 from lr_env.checks import unknown_name
-from lr_env.controllers import BoundController, load_controller
+from lr_env.controllers import BoundController, OnlineController, load_controller
 from lr_env.episodes import Execution
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
@@ -93,6 +93,9 @@ PACKAGES: Mapping[str, str] = {"schedule-free": "schedulefree", "prodigy": "prod
 
 CONTROLS = ("shuffled observations", "state-blind", "population replay", "same-instance replay")
 """What every controller that enters is compared with, as ``"NAME: state-blind"``."""
+
+REPLAYS = CONTROLS[2:]
+"""Those of controllers that see more than observations."""
 
 NUM_OTHERS = 6
 """Trainings that controls learn from."""
@@ -369,7 +372,7 @@ class ControlMaker:
     def __call__(self, optimizer: str, task: SuiteTask, seeds: Sequence[int], point: Point) -> BoundController:
         """See :class:`Maker`; trains on other seeds."""
         bound = self.base(optimizer, task, seeds, point)
-        bound, family = BoundController(bound.controller, comparable(bound.mdp)), task.family()
+        bound, family = BoundController(bound.controller, comparable(bound)), task.family()
         if self.kind == "shuffled observations":
             return controls.shuffled_observations(bound)
         others = role_seeds(self.seed, Role.TUNE, NUM_OTHERS)
@@ -400,9 +403,16 @@ def trainings_of_control(kind: str, num_seeds: int) -> int:
     return NUM_OTHERS if kind in ("state-blind", "population replay") else 0
 
 
-def comparable(mdp: MDP) -> MDP:
-    """The decision process with the same initial rate and the same rule of divergence in all trainings; rewards mean nothing here."""
-    return dataclasses.replace(mdp, initial_rate_decades=0.0, reward="log_loss", reward_on="next_batch")
+def comparable(bound: BoundController) -> MDP:
+    """A controller's decision process with the same initial rate and the same rule of divergence in all trainings.
+
+    Rewards mean nothing here, but to controllers that learn online.
+    """
+    mdp = dataclasses.replace(bound.mdp, initial_rate_decades=0.0)
+    if not isinstance(bound.controller, OnlineController):
+        return dataclasses.replace(mdp, reward="log_loss", reward_on="next_batch")
+    reward = mdp.reward if isinstance(mdp.reward, str) else {name: value for name, value in mdp.reward.items() if name != "divergence"}
+    return dataclasses.replace(mdp, reward=reward)
 
 
 def execution(mdp: MDP) -> Execution:
@@ -496,10 +506,15 @@ def enter(given: Sequence[str], suite: Suite, replaces_optimizer: bool = False, 
     controlled = [
         Contestant(f"{name}: {kind}", ControlMaker(contestant.make, kind, suite.seed), points=contestant.points)
         for name, contestant in entered.items()
-        for kind in CONTROLS
-        if has_controls and name not in known
+        for kind in (_controls_of(contestant, suite) if has_controls and name not in known else ())
     ]
     return [*(contestant for name, contestant in known.items() if name not in entered), *entered.values(), *controlled]
+
+
+def _controls_of(contestant: Contestant, suite: Suite) -> Sequence[str]:
+    track = contestant.tracks[0]
+    bound = contestant.make(track, suite.tasks[0], (), contestant.points[track][0])
+    return CONTROLS if controls.only_observes(bound.controller) else REPLAYS
 
 
 def identities(contestants: Sequence[Contestant], suite: Suite) -> dict[str, frozenset[str]]:

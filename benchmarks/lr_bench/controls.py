@@ -7,6 +7,8 @@
 | :func:`population_replay` | nothing: the controller's mean rate at each step, over other trainings |
 | :func:`same_instance_replay` | nothing: the same over other seeds of the very same instance, smoothed, times a constant that is to be tuned |
 
+Controllers that see more than observations, as they look at the trainings themselves or learn online, have the replays only.
+
 Only the last one knows what kind of training it is; "state feedback matters" only if it loses. The first two keep the controller's action: what it
 is relative to, such as a Polyak step size, remains the training's own. Random actions are :func:`benchmarks.baselines.random_policy`.
 """
@@ -21,7 +23,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from benchmarks.runner import Runner
-from lr_env.controllers import BoundController, Controller
+from lr_env.controllers import BoundController, Controller, OnlineController
 from lr_env.mdp import MDP
 from lr_env.tasks import Task, TaskFamily
 
@@ -207,9 +209,14 @@ class _Recorder:
         return self.controller.predict(observation, state, episode_start, deterministic=deterministic)
 
 
+def only_observes(controller: Controller) -> bool:
+    """Whether what it sees are observations: it neither looks at the trainings themselves nor learns from rewards."""
+    return not (hasattr(controller, "attach") or isinstance(controller, OnlineController))
+
+
 def _observing(controller: Controller) -> Controller:
-    if hasattr(controller, "attach"):
-        raise ValueError(f"{type(controller).__name__} looks at the trainings themselves, not at observations: replay its rates instead.")
+    if not only_observes(controller):
+        raise ValueError(f"{type(controller).__name__} sees more than observations: the trainings themselves, or rewards; replay its rates instead.")
     return controller
 
 

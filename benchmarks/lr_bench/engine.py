@@ -31,7 +31,7 @@ from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point, joine
 from benchmarks.lr_bench.store import Store, StoreError
 from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.runner import Result, Runner
-from lr_env.controllers import BoundController, Controller
+from lr_env.controllers import BoundController, Controller, OnlineController
 from lr_env.seeding import Role, role_seeds
 
 ROLES: dict[CellRole, Role] = {"tune": Role.TUNE, "report": Role.REPORT}
@@ -155,7 +155,7 @@ def _train(work: Work) -> list[CellResult]:
     for part in np.array_split(first.seeds, num_parts):
         seeds = part.tolist()
         bounds = [maker(cell.track, task, seeds, cell.point) for cell, maker in zip(work.cells, work.makers, strict=True)]
-        mdp = comparable(bounds[0].mdp)
+        mdp = comparable(bounds[0])
         members = [seed for _ in bounds for seed in seeds]
         runner = Runner(task.family(), mdp, members, task.horizon, work.examples, first.role == "report", execution(mdp))
         results.append(runner.run(_together(bounds, len(seeds))))
@@ -525,8 +525,10 @@ class Benchmark:
             return cell.key
         try:
             bound = make(cell.track, self._tasks[cell.task], cell.seeds, cell.point)
-            key = repr(comparable(bound.mdp))
+            key = repr(comparable(bound))
         except Exception:  # whatever it is, it comes again where the cell is computed, and is reported there
+            return cell.key
+        if isinstance(bound.controller, OnlineController):  # it is told more than controllers side by side are
             return cell.key
         rule = bound.controller
         own = {name: value for name, value in vars(rule).items() if name != "constant"} if isinstance(rule, AttachedRule) else None
