@@ -167,9 +167,10 @@ def freeze(folder: Folder, suite: str | None = None) -> None:
 
 @app.command
 def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None:
-    """Puts the answer and, folded, the leaderboards that are kept in a folder into a README, between its two lines that mark the place.
+    """Puts the answer that is kept in a folder into a README, between its two lines that mark the place.
 
-    These are `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
+    These are `<!-- leaderboard -->` and `<!-- /leaderboard -->`. The answers about other controllers than the first one, and the leaderboards, are
+    folded.
 
     Args:
         folder: Whose `tables/leaderboard-TRACK.md` and `tables/answer.md` are taken, as `lr-bench report` writes them.
@@ -184,10 +185,15 @@ def leaderboard(folder: Folder = KEPT, readme: Path = Path("README.md")) -> None
     if not end:
         raise ValueError(f"{readme} has no lines <!-- leaderboard --> and <!-- /leaderboard --> to put the leaderboards between.")
     answer, *folded = (path.read_text().strip() for path in tables)
-    shown = [answer]
+    title, table, note = answer.split("\n\n", 2)
+    head, line, *rows = table.splitlines()
+    own, others = ([row for row in rows if (row.split(" | ")[0] == rows[0].split(" | ")[0]) is is_own] for is_own in (True, False))
+    shown = ["\n\n".join((title, "\n".join((head, line, *own)), note))]
+    if others:
+        folded.insert(0, "\n".join(("And the other controllers?", head, line, *others)))
     for table in folded:
-        title, _, rows = table.partition("\n")
-        shown.append(f"<details><summary>{title}</summary>\n\n{rows.strip()}\n\n</details>")
+        title, _, rest_of_table = table.partition("\n")
+        shown.append(f"<details><summary>{title}</summary>\n\n{rest_of_table.strip()}\n\n</details>")
     readme.write_text("".join((before, begin, "\n\n".join(shown), "\n", end, after)))
 
 

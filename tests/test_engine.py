@@ -292,6 +292,20 @@ def test_a_second_run_computes_nothing_and_a_new_contestant_itself_alone(store: 
     assert len(table(store)) == len({cell.key for cell in first}) + 2
 
 
+def test_results_without_curves_stay_as_they_are_when_another_name_has_the_same_trainings(store: Store, tmp_path: Path) -> None:
+    suite = small_populations(tiny_suite())
+    mine, other = (Contestant(name, RuleMaker(engine.AttachedRule), points={"momentum": ({},)}) for name in ("mine", "other"))
+    make_benchmark(store, FakeEngine(), [mine], suite).run()
+    store.export(tmp_path / "published.sqlite")
+    again = FakeEngine()
+    with Store(tmp_path / "new.sqlite") as new:
+        new.take_over(tmp_path / "published.sqlite")
+        make_benchmark(new, again, [mine, other], suite).run()
+        found = {(cell.contestant, cell.task): result for cell, result in new.cells(suite.key)}
+    assert len(again.computed) == len(suite.tasks)
+    assert {name: result.losses is None for (name, _), result in found.items()} == {"mine": True, "other": False}
+
+
 def test_a_changed_suite_computes_its_own(store: Store) -> None:
     make_benchmark(store, FakeEngine()).run()
     before = table(store)

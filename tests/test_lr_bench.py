@@ -255,6 +255,15 @@ def test_leaderboards_are_put_into_a_readme(folder: Path, monkeypatch: pytest.Mo
         assert text.count("<details><summary>Leaderboard, SGD + momentum</summary>") == 1
         assert "**Careful**" in text
         assert "old" not in text
+        assert "other controllers" not in text
+    answer = folder / OUTPUT / "report" / "tables" / "answer.md"
+    table, rows = answer.read_text(), re.findall(r"^\| Careful .*\n", answer.read_text(), re.MULTILINE)
+    answer.write_text(table.replace(rows[-1], rows[-1] + "".join(row.replace("Careful", "Careless") for row in rows)))
+    run_here(monkeypatch, folder, "leaderboard", f"{OUTPUT}/report", "--readme", str(readme))
+    first, folded = readme.read_text().split("<details><summary>And the other controllers?</summary>")
+    assert (first.count("| Careful |"), first.count("| Careless |")) == (len(rows), 0)
+    assert folded.partition("</details>")[0].count("| Careless |") == len(rows) > 1
+    answer.write_text(table)
     readme.write_text("no place")
     with pytest.raises(SystemExit, match="has no lines <!-- leaderboard -->"):
         run_here(monkeypatch, folder, "leaderboard", f"{OUTPUT}/report", "--readme", str(readme))

@@ -456,7 +456,9 @@ class Benchmark:
             if batch.attempts < ATTEMPTS - 1:
                 return batch.retried()
             results = [failed("The process that computed it died, perhaps as memory ran out.")] * len(batch.work.cells)
-        self._save([(cell, result) for index, result in enumerate(results) for cell in batch.cells_of(index)])
+        # What was known stays as it was: it may be published, without the curves for which its trainings were run again.
+        lacking = ((cell, result) for index, result in enumerate(results) for cell in batch.cells_of(index) if cell.key not in self.results)
+        self._save(list(lacking))
         self._done(batch)
         return []
 

@@ -442,7 +442,7 @@ def _machine() -> str:
     description = {
         "node": platform.node(),
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "lr_env": __version__,
@@ -451,6 +451,16 @@ def _machine() -> str:
     }
     commit = _commit()
     return json.dumps(description if commit is None else description | {"commit": commit}, sort_keys=True)
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it, else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:
