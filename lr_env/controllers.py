@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lr_env.checks import positive_integer, unknown_name
 from lr_env.files import FileFormatError, read_file, write_file
 from lr_env.isolation import full_precision, isolated
 from lr_env.mdp import MDP
+from lr_env.mdp.actions import RateAction
 from lr_env.recurrent import RecurrentPolicy
 from lr_env.seeding import preserved_global_generators
 
@@ -216,11 +218,13 @@ def save_controller(path: str | os.PathLike[str], bound: BoundController) -> Non
 
     Raises:
         TypeError: If the controller is neither a :class:`PolicyNetwork` nor a :class:`lr_env.RecurrentPolicy`.
+        ValueError: If it does not fit its decision process.
     """
     policy = bound.controller
     kind = next((name for name, each in POLICIES.items() if type(policy) is each), None)
     if kind is None or not isinstance(policy, PolicyNetwork | RecurrentPolicy):
         raise TypeError(f"Only a PolicyNetwork or a RecurrentPolicy can be saved, but {type(policy).__name__} was given.")
+    _check_fit(policy, bound.mdp)
     named = {} if kind == "perceptron" else {"policy": kind}
     write_file(path, CONTROLLER_KIND, {"architecture": policy.architecture, "mdp": bound.mdp.to_dict()} | named, policy.state_dict())
 
@@ -230,7 +234,7 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        FileFormatError: If it is damaged, foreign, or of another kind or version.
+        FileFormatError: If it is damaged, altered, foreign, or of another kind or version, or if network and decision process don't fit.
     """
     metadata, tensors = read_file(path, CONTROLLER_KIND)
     try:
@@ -243,12 +247,33 @@ def load_controller(path: str | os.PathLike[str]) -> BoundController:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"its tensors {found} do not fit its architecture {expected}")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("some of its weights are no finite numbers")
         with preserved_global_generators(), isolated():
             policy = POLICIES[kind](**architecture)
         policy.load_state_dict(tensors)
+        _check_fit(policy, mdp)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FileFormatError(f"{os.fspath(path)} is damaged: {error}. Save the controller again.") from error
     return BoundController(policy, mdp)
+
+
+def _check_fit(policy: PolicyNetwork | RecurrentPolicy, mdp: MDP) -> None:
+    """Raises a ValueError where the network can't be the decision process's; how many groups a model has is not known here."""
+    process = mdp.begin(1, 1, 0.0)
+    space, (num_features,) = process.action_space, process.observation_space.shape or ()
+    num_choices = int(space.n) if isinstance(space, gym.spaces.Discrete) else None
+    if isinstance(policy, PolicyNetwork):
+        is_of_kind, num_actions = (policy.output == "argmax") == (num_choices is not None), policy.num_actions
+    else:
+        is_of_kind, num_actions = isinstance(process.action, RateAction), 1
+    num_groups = 1 if mdp.lr_groups == "global" else max(1, policy.num_features // num_features)
+    expected = num_groups * num_features, num_groups * (num_choices or process.num_actions)
+    if not is_of_kind or (policy.num_features, num_actions) != expected:
+        raise ValueError(
+            f"a network from {policy.num_features} features to {num_actions} actions does not fit the decision process, which has {expected[0]} "
+            f"features, {expected[1]} actions and action={mdp.action!r}"
+        )
 
 
 class SharedGroupController:

@@ -1,7 +1,8 @@
-"""Files that hold data only: safetensors with all metadata as JSON under one key. Reading one runs no code."""
+"""Files that hold data only: safetensors with all metadata, and a checksum of everything, as JSON under one key. Reading one runs no code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 METADATA_KEY = "lr_env"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no checksum."""
 
 
 class FileFormatError(ValueError):
@@ -33,10 +35,12 @@ def write_file(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, A
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"kind": kind, "version": FORMAT_VERSION, **metadata}, sort_keys=True, separators=(",", ":"))
+    stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    fields = {"kind": kind, "version": FORMAT_VERSION, **metadata}
+    header = _as_json(fields | {"sha256": _checksum(fields, stored)})
     beside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, beside, metadata={METADATA_KEY: header})
+        save_file(stored, beside, metadata={METADATA_KEY: header})
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
@@ -47,7 +51,7 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], 
 
     Raises:
         FileNotFoundError: If there is none.
-        FileFormatError: If it is damaged, foreign, or of another kind or version.
+        FileFormatError: If it is damaged, altered, foreign, or of another kind or version.
     """
     target = Path(path)
     if not target.is_file():
@@ -62,12 +66,27 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], 
         raise FileFormatError(f"{target} is a safetensors file, but lr-env did not write it: it has no metadata {METADATA_KEY!r}.")
     try:
         metadata = json.loads(header)
-        found = (metadata.pop("kind"), metadata.pop("version"))
+        found = (metadata["kind"], metadata["version"])
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise FileFormatError(f"The metadata of {target} are damaged: {error!r}. Save it again.") from error
     if found != (kind, FORMAT_VERSION):
         raise FileFormatError(f"{target} holds {found[0]!r} of version {found[1]!r}, but {kind!r} of version {FORMAT_VERSION} is needed.")
+    if metadata.pop("sha256", None) != _checksum(metadata, tensors):
+        raise FileFormatError(f"{target} is damaged, or was altered: its contents don't fit its checksum. Save it again.")
+    del metadata["kind"], metadata["version"]
     return metadata, tensors
+
+
+def _as_json(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _checksum(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(_as_json(fields).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack(tree: Any, tensors: dict[str, Tensor]) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lr_env import MDP, BoundController, FileFormatError, PolicyNetwork, load_controller, save_controller
+from lr_env import MDP, BoundController, FileFormatError, PolicyNetwork, RecurrentPolicy, load_controller, save_controller
 from lr_env.files import METADATA_KEY, pack, read_file, unpack, write_file
 
 
@@ -73,10 +74,58 @@ def test_foreign_file(tmp_path: Path) -> None:
 )
 def test_altered_metadata(saved: Path, change: dict[str, object], message: str) -> None:
     metadata, tensors = read_file(saved, "controller")
-    header = json.dumps({"kind": "controller", "version": 1, **metadata, **change})
-    save_file(tensors, saved, metadata={METADATA_KEY: header})
+    with safe_open(saved, framework="pt") as file:
+        header = json.loads(file.metadata()[METADATA_KEY])
+    save_file(tensors, saved, metadata={METADATA_KEY: json.dumps(header | change)})
+    with pytest.raises(FileFormatError, match=message if change.keys() & {"version", "kind"} else "altered"):
+        load_controller(saved)
+    write_file(saved, "controller", {**metadata, **change}, tensors)  # with a checksum that fits
     with pytest.raises(FileFormatError, match=message):
         load_controller(saved)
+
+
+def test_every_altered_byte_is_noticed(saved: Path) -> None:
+    content, generator = saved.read_bytes(), np.random.default_rng(0)
+    for position in (len(content) - 1, *generator.integers(8, len(content), 60).tolist()):
+        altered = bytearray(content)
+        altered[position] ^= 1 << int(generator.integers(8))
+        saved.write_bytes(altered)
+        with pytest.raises(FileFormatError):
+            load_controller(saved)
+
+
+def test_what_does_not_fit_is_neither_loaded_nor_saved(saved: Path, tmp_path: Path) -> None:
+    metadata, tensors = read_file(saved, "controller")
+    broken = {name: torch.full_like(tensor, np.nan) for name, tensor in tensors.items()}
+    write_file(tmp_path / "broken.safetensors", "controller", metadata, broken)
+    with pytest.raises(FileFormatError, match="no finite numbers"):
+        load_controller(tmp_path / "broken.safetensors")
+    policy = load_controller(saved).controller
+    recurrent = RecurrentPolicy(2, 3, 1, "log", 1e-3, 1.0)
+    pair = ["progress", "log_rate"]
+    wrong = [
+        (policy, MDP(features=["progress"])),
+        (policy, MDP(features=pair, optimizer="momentum", control_momentum=True)),
+        (policy, MDP(features=pair, action="discrete")),
+        (recurrent, MDP(features=pair)),
+    ]
+    for network, mdp in wrong:
+        with pytest.raises(ValueError, match="does not fit the decision process, which has"):
+            save_controller(tmp_path / "wrong.safetensors", BoundController(network, mdp))
+    write_file(saved, "controller", {**metadata, "mdp": MDP(features=["progress"]).to_dict()}, tensors)
+    with pytest.raises(FileFormatError, match="does not fit the decision process"):
+        load_controller(saved)
+    fitting = [
+        (policy, MDP(features=pair, lr_groups="layer")),
+        (PolicyNetwork(4, 2), MDP(features=pair, lr_groups=[["a"], ["b"]])),
+        (PolicyNetwork(2, 5, output="argmax"), MDP(features=pair, action="discrete")),
+        (recurrent, MDP(features=pair, action="rate")),
+    ]
+    for network, mdp in fitting:
+        for name in ("first", "second"):
+            save_controller(tmp_path / name, BoundController(network, mdp))
+        assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+        assert load_controller(tmp_path / "first").mdp == mdp
 
 
 def test_deep_metadata(saved: Path) -> None:
@@ -124,7 +173,7 @@ def test_wrong_observations() -> None:
 @pytest.mark.parametrize(("activation", "function"), [("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)])
 @pytest.mark.parametrize(("output", "last"), [("tanh", np.tanh), ("clip", lambda x: np.clip(x, -1, 1)), ("argmax", lambda x: x.argmax(-1))])
 def test_network_equals_the_formula(activation: Any, function: Any, output: Any, last: Any, tmp_path: Path) -> None:
-    policy = PolicyNetwork(3, 4, (8, 5), seed=2, activation=activation, output=output)
+    policy = PolicyNetwork(3, 3, (8, 5), seed=2, activation=activation, output=output)
     with torch.no_grad():
         policy.layers[-1].weight.mul_(1e3)  # so that values are clipped
     observations = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -140,7 +189,9 @@ def test_network_equals_the_formula(activation: Any, function: Any, output: Any,
     assert actions.dtype == (np.int64 if output == "argmax" else np.float32)
     np.testing.assert_allclose(policy.predict(observations[0])[0], actions[0], rtol=1e-5)
 
-    save_controller(tmp_path / "policy.safetensors", BoundController(policy, MDP()))
+    discrete = MDP(features=["progress", "log_rate", "log_loss"], action={"kind": "discrete", "steps": 1})
+    mdp = discrete if output == "argmax" else MDP(features=["progress"], lr_groups=[["a"], ["b"], ["c"]])
+    save_controller(tmp_path / "policy.safetensors", BoundController(policy, mdp))
     loaded = load_controller(tmp_path / "policy.safetensors").controller
     assert isinstance(loaded, PolicyNetwork)
     assert (loaded.activation, loaded.output) == (activation, output)
