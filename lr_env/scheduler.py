@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lr_env.checks import positive_integer
-from lr_env.controllers import BoundController, load_controller
+from lr_env.controllers import BoundController, OnlineController, load_controller
 from lr_env.isolation import full_precision
 from lr_env.mdp import MDP, DecisionProcess
 from lr_env.mdp.actions import ResidualAction
@@ -61,7 +62,8 @@ class ControllerLR(LRScheduler):
     no part.
 
     - **Start.** The rate before the first decision is the optimizer's own ``lr``, or ``initial_rate``; controllers move it from there,
-      unless their action does not depend on it. It must lie within the process's range, as all rates then do.
+      unless their action does not depend on it. It must lie within the process's range, as all rates then do, but those of ``fallback``
+      and of the action ``rate``.
     - **Groups.** Under a controller of one rate all groups keep the ratios of their rates; the largest of them is the one that is
       controlled. A process with ``lr_groups`` sets each of the optimizer's groups by itself, and needs as many as it was trained for.
     - **Whoever else writes ``lr``** is overwritten at the next step: use no other scheduler beside it, except as ``fallback``.
@@ -88,8 +90,9 @@ class ControllerLR(LRScheduler):
     ``step()`` without a loss, which frameworks call, changes nothing.
 
     Args:
-        optimizer: Of ``torch.optim``'s kind, with parameters on one device. Features that look at its direction need SGD, Adagrad,
-            RMSprop, Adam, AdamW or NAdam, or a process whose optimizer is a function.
+        optimizer: Of ``torch.optim``'s kind, with parameters on one device. Features that look at its direction know those of SGD, Adagrad,
+            RMSprop, Adam, AdamW and NAdam; that of another one is the step of a copy at rate 1, which costs the optimizer's own step and
+            memory once more at each step, and holds where steps are proportional to the rate.
         controller: A file's path, a :class:`lr_env.BoundController`, or ``"pretrained"`` for the one that the package brings for the
             optimizer, see :mod:`lr_env.pretrained`.
         total_steps: T, calls of ``optimizer.step()`` in the whole training.
@@ -111,7 +114,7 @@ class ControllerLR(LRScheduler):
     Raises:
         FileNotFoundError: If there is no such file.
         RuntimeError: If ``compile`` is asked for and there is no C++ compiler.
-        TypeError: If the optimizer or the controller is none.
+        TypeError: If the optimizer or the controller is none, or the controller learns online.
         ValueError: If a number is out of range, a feature needs what the loop can't give, or no pretrained controller fits the optimizer.
     """
 
@@ -552,6 +555,9 @@ def _check_optimizer(optimizer: object) -> None:
 
 def _find(controller: BoundController | str | os.PathLike[str], optimizer: torch.optim.Optimizer) -> BoundController:
     if isinstance(controller, BoundController):
+        if isinstance(controller.controller, OnlineController):
+            name = type(controller.controller).__name__
+            raise TypeError(f"ControllerLR can't teach a controller that learns online, but {name} was given: use agents.OnlineLR in its place.")
         return controller
     if not isinstance(controller, (str, os.PathLike)):
         raise TypeError(f"controller must be a file's path or a BoundController, but {type(controller).__name__} was given.")
@@ -587,7 +593,7 @@ def _measuring(optimizer: torch.optim.Optimizer, process: DecisionProcess, is_gr
     """The signals of this optimizer's training.
 
     Raises:
-        ValueError: If its direction is needed and not known.
+        ValueError: If its direction is needed, and neither known nor to be found by a step.
     """
     specification = process.mdp.optimizer
     unit_steps = callable(specification)
@@ -595,7 +601,18 @@ def _measuring(optimizer: torch.optim.Optimizer, process: DecisionProcess, is_gr
         signals = LoopSignals(optimizer, process.needs, is_grouped, unit_steps, clip_norm, compiles)
     except UnknownDirectionError as error:
         features = ", ".join(_features_that_need(process, frozenset(DIRECTION_SIGNALS)))
-        raise ValueError(f"ControllerLR can't compute {features} here: {error}. Use a controller that was trained without them.") from error
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+        if needs_closure or any(group.get("maximize") for group in optimizer.param_groups):
+            reason = "its step needs a closure" if needs_closure else "a controller lowers the loss"
+            raise ValueError(f"ControllerLR can't compute {features} here: {error}, and {reason}. Use another optimizer.") from error
+        warnings.warn(
+            f"For {features} ControllerLR takes the step of a copy of the optimizer at rate 1, at each step: {error}. This costs the optimizer's own "
+            "step and memory once more, and holds where its steps are proportional to the rate.",
+            UserWarning,
+            stacklevel=3,
+        )
+        signals = LoopSignals(optimizer, process.needs, is_grouped, True, clip_norm, compiles)
     if isinstance(signals.directions, Directions):
         ours, trained = type(signals.directions.rules[0]), type(make_optimizer(specification)[0])
         if not (issubclass(ours, trained) or issubclass(trained, ours)):

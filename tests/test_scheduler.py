@@ -22,6 +22,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agents import OnlineActorCritic
 from agents.schedules import cosine, reduce_on_plateau
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork, SharedGroupController, make_task, save_controller
 from lr_env.training import torch_directions
@@ -720,22 +721,81 @@ def refuse(optimizer: Any, match: str, error: type[Exception] = ValueError, mdp:
         ControllerLR(optimizer, BoundController(Constant(), mdp or MDP()), total_steps=10)
 
 
-def test_optimizers_whose_direction_is_not_known_are_refused() -> None:
+class OtherSGD(torch.optim.SGD):
+    """Not known, as its step may be another one."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda weights: torch.optim.RAdam(weights, 0.01), "direction of RAdam is not known"),
+        (lambda weights: torch.optim.Adamax(weights, 0.01), "direction of Adamax is not known"),
+        (lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.9, dampening=0.1), "dampening=0.1"),
+        (lambda weights: torch.optim.AdamW(weights, 0.01, amsgrad=True), "amsgrad=True"),
+        (lambda weights: torch.optim.NAdam(weights, 0.01, weight_decay=0.1), "decoupled"),
+        (lambda weights: OtherSGD(weights, 0.1), "direction of OtherSGD is not known"),
+    ],
+)
+def test_a_direction_that_is_not_known_is_the_step_of_a_copy(make: Make, message: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer, bound = (
+        make(model.parameters()),
+        BoundController(Constant(0.1), MDP(optimizer="sgd", features=["relative_update", "log_rate", "log_weight_norm"])),
+    )
+    with pytest.warns(UserWarning, match=message):
+        controller = ControllerLR(optimizer, bound, total_steps=20)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        controller.step(loss)
+        observation = controller.observation
+        optimizer.step()
+        moved = before - torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        assert observation is not None
+        norm = 10.0 ** (observation[0, 0] - observation[0, 1] + observation[0, 2])
+        assert norm == pytest.approx(float(moved.norm()) / optimizer.param_groups[0]["lr"], rel=2e-3)
+
+
+def test_known_directions_as_steps_of_a_copy_are_the_same() -> None:
+    """What a subclass's copy does against the formula."""
+    rates = []
+    for make in (torch.optim.SGD, OtherSGD):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = make(model.parameters(), 0.1, momentum=0.9)
+        bound = bind(MDP(optimizer="momentum"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            controller = ControllerLR(optimizer, bound, total_steps=20)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            controller.step(loss)
+            optimizer.step()
+            rates.append(float(controller.get_last_lr()[0]))
+    assert len(set(rates[:20])) > 10
+    np.testing.assert_allclose(rates[:20], rates[20:], rtol=1e-4)
+
+
+def test_optimizers_whose_step_tells_no_direction_are_refused() -> None:
     weights = [nn.Parameter(torch.ones(2))]
-    refuse(torch.optim.Rprop(weights, 0.1), "predicted_decrease.*direction of Rprop is not known")
-    refuse(torch.optim.SGD(weights, 0.1, momentum=0.9, dampening=0.1), "dampening=0.1")
-    refuse(torch.optim.SGD(weights, 0.1, maximize=True), "maximize=True")
-    refuse(torch.optim.Adam(weights, amsgrad=True), "amsgrad=True", mdp=MDP(optimizer="adam"))
-    refuse(torch.optim.NAdam(weights, weight_decay=0.1), "decoupled", mdp=MDP(optimizer="nadamw"))
-
-    class Other(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            return None
-
-    refuse(Other(weights, 0.1), "Other is not known")
+    refuse(torch.optim.LBFGS(weights, 0.1), "predicted_decrease.*direction of LBFGS is not known.*needs a closure")
+    refuse(torch.optim.SGD(weights, 0.1, maximize=True), "maximize=True.*lowers the loss")
     # Without features of the direction any optimizer will do.
     without = BoundController(Constant(), MDP(features="absolute"))
     ControllerLR(torch.optim.Rprop(weights, 0.1), without, total_steps=10)
+
+
+def test_controllers_that_learn_online_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"OnlineActorCritic was given: use agents\.OnlineLR"):
+        ControllerLR(torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1), OnlineActorCritic().bind(), total_steps=10)
 
 
 def test_a_subclass_with_the_same_step_is_known() -> None:
