@@ -15,10 +15,11 @@ Where this comes from:
   state and action by TD learning; the state is the average loss of the minibatch; both are trained along with the main network;
 - recalled, and not checked against the source: the five steps above; no replay memory, no target networks; Adam for both networks; the rate is
   the absolute value of the actor's output;
-- ours, each a field of :class:`ActorCriticConfig`: discount, Adam's rates, clipping, the late start of the actor, exploration, the initial rate of
-  the optimizer as the actor's first output, what the critic's hidden layer is made of, truncated back-propagation. Ours without a field: x_j is the
-  next minibatch, which the next step trains on; s_i' and s_j' are read from the LSTM's state after s, and only the next step's s advances it; the
-  critic takes the actor's output as it is; the rate applied, and no other, is clipped to the range.
+- ours, each a field of :class:`ActorCriticConfig`: discount, Adam's rates, clipping, the late start of the actor, exploration, what the critic's
+  hidden layer is made of, truncated back-propagation; and ``initial_rate`` of the environment, which is the actor's first output, whatever it sees.
+  Ours without a switch: x_j is the next minibatch, which the next step trains on; s_i' and s_j' are read from the LSTM's state after s, and only
+  the next step's s advances it; the critic takes the rate, or its log10; the rate applied, and no other, is clipped to the range; the last step of
+  a training, a divergence too, teaches nothing, as there is no s_j' after it.
 
 :class:`agents.DDPG`, with its replay memory, is another algorithm.
 """

@@ -36,7 +36,7 @@ class DDPGConfig:
     discount: float = 0.999
     """γ, within [0, 1]; near 1 − 1 / (10 · decisions of an episode)."""
     num_steps: int = 5
-    """Decisions over which rewards are summed before the target critic takes over; 1 as in the paper."""
+    """Decisions over which rewards are summed before the target critic takes over; 1 as Lillicrap et al."""
     actor_learning_rate: float = 3e-4
     """Adam's rate for the actor."""
     critic_learning_rate: float = 1e-3
@@ -58,7 +58,7 @@ class DDPGConfig:
     exploration_noise: float = 0.2
     """Standard deviation of the noise on actions in [−1, 1]."""
     noise_correlation: float = 0.85
-    """Correlation of successive noise, within [0, 1): an Ornstein-Uhlenbeck process as in the paper; 0 for white noise."""
+    """Correlation of successive noise, within [0, 1): an Ornstein-Uhlenbeck process as Lillicrap et al.'s; 0 for white noise."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
     reward_scale: float = 1.0
@@ -270,7 +270,7 @@ class DDPG:
             self._noise[ended] = self._exploration_generator.standard_normal((int(ended.sum()), self._noise.shape[1]))
 
     def _update(self) -> None:
-        """One update, in the order of the paper's algorithm 1."""
+        """One update, in the order of algorithm 1 of Lillicrap et al."""
         config = self.config
         batch = self.memory.sample(self._replay_generator, config.batch_size, config.num_steps, config.discount)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Trains RLlib's PPO on learning rates, across machines: ``python -m agents.rllib --address auto --env-runners 16``.
+"""Trains RLlib's PPO on learning rates, across machines: ``python -m agents.rllib --optimizer momentum --address auto --env-runners 16``.
 
 Each environment runner, a process with one core of any machine of the cluster, has ``LearningRate-v0``'s vector environment with trainings
 of its own side by side; one learner, beside this process, makes the updates. The result is a controller's file, which needs no Ray:

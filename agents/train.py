@@ -5,8 +5,9 @@ The folder ``--output`` receives ``controller.safetensors``, the controller that
 which ``--resume`` continues. Ctrl-C stops after the present rollout, with a checkpoint and the best controller so far; a second one
 stops at once.
 
-On one machine and the CPU, the same options give the same controller, byte for byte, also after a kill and ``--resume``. DQN's exploration
-follows ``--steps``: resuming with another number gives another result than planning it from the start.
+On one machine and the CPU, the same options give the same controller, byte for byte, also after a kill and ``--resume``. DQN's exploration and
+hyperparameters such as ``learning_rate=lin_0.001`` follow ``--steps``: resuming with another number gives another result than planning it from
+the start.
 
 ``lr-train export model.zip --algorithm ppo`` turns a model that Stable-Baselines3 saved into a controller.
 """
@@ -89,8 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # networks of this size are slower on several
     try:
         if given[:1] == ["export"]:
-            path = export(tyro.cli(ExportOptions, args=given[1:], prog="lr-train export", description=ExportOptions.__doc__))
+            path, mdp = export(tyro.cli(ExportOptions, args=given[1:], prog="lr-train export", description=ExportOptions.__doc__))
             tqdm.write(f"Written: {path}")
+            tqdm.write(
+                f"It acts by action={mdp.action!r} on features={mdp.features!r} with optimizer={mdp.optimizer!r}: if it was trained otherwise, tell."
+            )
             return
         training = Training(tyro.cli(TrainingOptions, args=given, prog="lr-train", description=__doc__))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -99,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tqdm.write(training.run())
 
 
-def export(options: ExportOptions) -> Path:
-    """Turns a model of SB3 into a controller's file; returns its path.
+def export(options: ExportOptions) -> tuple[Path, MDP]:
+    """Turns a model of SB3 into a controller's file; returns its path and the decision process that it is said to be for.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -112,7 +116,7 @@ def export(options: ExportOptions) -> Path:
     mdp = MDP(**process_arguments(options, options.algorithm))
     path = options.model.with_suffix(".safetensors") if options.output is None else options.output
     save_controller(path, export_policy(load_model(options.algorithm, options.model), mdp))
-    return path
+    return path, mdp
 
 
 class Training:
@@ -268,7 +272,7 @@ class Training:
         return "\n".join([*lines, f"Written: {self.controller_path}, {self.record_path.name}, {self.checkpoint_path.name}"])
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """Published defaults, overridden by what was given."""
+        """The defaults, overridden by what was given."""
         options, environment = self.options, self.environment
         decisions = -(-int(environment.episodes.horizons.max()) // environment.mdp.steps_per_action)
         given = assignments("hyperparameters", options.hyperparameters)

@@ -80,7 +80,7 @@ class TrainingOptions(Process):
     horizon: int | None = None
     """SGD steps of a training; by default the task's, or each variant's own."""
     hyperparameters: tuple[str, ...] = ()
-    """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the published defaults. Of Stable-Baselines3's,
+    """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the defaults. Of Stable-Baselines3's,
     learning_rate=lin_0.001 falls to 0 along a line."""
     scale_rewards: bool = False
     """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
@@ -115,7 +115,11 @@ class TrainingOptions(Process):
 
 @dataclass(frozen=True)
 class ExportOptions(Process):
-    """Options of an export. The decision process must be the one that the model was trained in."""
+    """Options of an export.
+
+    The decision process must be the one that the model was trained in: what is not given is what ``lr-train`` trains the algorithm in on a task.
+    :func:`agents.sb3.make_sb3_env` has relative actions by default, for SAC, TD3 and DDPG too: give ``--action relative`` then.
+    """
 
     model: Annotated[Path, tyro.conf.Positional] = Path("model.zip")
     """File that SB3's ``model.save`` wrote. Loading it runs code: trust it first."""

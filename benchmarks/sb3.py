@@ -1,4 +1,4 @@
-"""Does each algorithm of ``lr-train`` beat what people tune by hand, with the published defaults?
+"""Does each algorithm of ``lr-train`` beat what people tune by hand, with its defaults?
 
 Trains each as ``lr-train --task digits-mlp-scaled --algorithm … --seed …`` does, and compares its controller, paired and on fresh trainings,
 with the best shared constant rate and with SPS, both of which were tuned on other trainings. DDPG is this package's, the others are

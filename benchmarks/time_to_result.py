@@ -131,7 +131,7 @@ def train_ddpg(compiled: bool, seed: int, evaluated: RunnerCache, bars: tuple[fl
 
 
 def train_ppo(compiled: bool, seed: int, evaluated: RunnerCache, bars: tuple[float, float], options: Options) -> Run:
-    """Stable-Baselines3's, with the published defaults."""
+    """Stable-Baselines3's, with this package's defaults."""
     start = time.perf_counter()
     env = make_sb3_env(NUM_ENVS, task=TASK, compile=compiled)
     env.reset()  # builds the graphs

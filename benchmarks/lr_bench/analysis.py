@@ -277,6 +277,7 @@ def _sort(
     """
     track, problems = _Track(name, tuple(suite.tasks)), []
     tasks = [task.name for task in track.tasks]
+    horizons = {task.name: task.horizon for task in track.tasks}
     seeds = _common_seeds(cells)
     reported: dict[tuple[str, str], dict[int, CellResult]] = defaultdict(dict)
     pools: dict[str, dict[CellRole, dict[str, CellResult]]] = defaultdict(lambda: {"tune": {}, "report": {}})
@@ -295,8 +296,9 @@ def _sort(
             track.points[cell.contestant].add(_point(cell.point))
             track.seconds[cell.contestant] += result.seconds
             track.trainings[cell.contestant] += len(cell.seeds)
-            if result.extra_forward_passes is not None and result.rates is not None:
-                track.extra_passes[cell.contestant].append((float(result.extra_forward_passes.sum()), int(np.isfinite(result.rates).sum())))
+            if result.extra_forward_passes is not None:  # of trainings that came to their end: curves, which tell the others', may not be at hand
+                ended = ~result.diverged
+                track.extra_passes[cell.contestant].append((float(result.extra_forward_passes[ended].sum()), horizons[cell.task] * int(ended.sum())))
     contestants = dict.fromkeys(contestant for _, contestant in reported)
     for contestant in contestants:
         found = {seed for (_, other), runs in reported.items() if other == contestant for seed in runs}
