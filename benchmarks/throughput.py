@@ -83,8 +83,8 @@ class Options:
     """Measurements per row; at least 7 for medians that hold."""
     seconds: float = 0.3
     """Shortest duration of a measurement; one whole episode at least, cut into slices of this duration."""
-    longest: float = 30.0
-    """Seconds after which a row is not measured again; long episodes need fewer repeats."""
+    longest: float = 120.0
+    """Seconds after which a row is not measured again: of long episodes there are fewer repeats, which the tables count."""
     compiled: bool = True
     """Whether compiled environments are measured, too."""
     output: Path = Path("results/throughput.json")
@@ -288,7 +288,9 @@ def requirements(results: Results) -> list[Requirement]:
                 found.append(Requirement(f"{name}: {row.name}, against the bare loop", result.ratio, bound))
         for row, result in measured.items():
             if row.is_plain and row.members >= COMPARED and result.overhead_share is not None and result.reset_share is not None:
-                found.append(Requirement(f"{name}: {row.name}, features, reward and packing, share of a step", result.overhead_share, 0.1, True))
+                found.append(
+                    Requirement(f"{name}: {row.name}, features, reward, seeding and packing, share of a step", result.overhead_share, 0.1, True)
+                )
                 found.append(Requirement(f"{name}: {row.name}, resets, share of an episode", result.reset_share, 0.05, True))
         found += _requirements_at_the_best(name, measured)
         found += _requirements_of_pairs(name, measured)
@@ -315,11 +317,15 @@ def _requirements_of_pairs(name: TaskName, measured: Mapping[Row, Result]) -> li
         return measured[row].ratio / measured[other].ratio
 
     found: list[Requirement] = []
-    one_core = {row: Row("native", row.members, row.compiled) for row in measured if row.processes == 2 or row.threads == 2}
-    on_two = [row for row, native in one_core.items() if native in measured]
-    if on_two and name == "mlp":
-        best_row = max(on_two, key=lambda row: against(row, one_core[row]))
-        found.append(Requirement(f"{name}: two cores against one at their best, {best_row.name}", against(best_row, one_core[best_row]), 1.7))
+    on_one = [row for row in measured if row.is_plain]
+    on_two = [row for row in measured if row.kind == "native" and (row.processes == 2 or row.threads == 2)]
+    if on_one and on_two and name == "mlp":
+        one, two = (max(candidates, key=lambda row: measured[row].ratio) for candidates in (on_one, on_two))
+        found.append(Requirement(f"{name}: two cores, {two.name}, against one, {one.name}", against(two, one), 1.7))
+    for row in on_one:
+        memory = measured[row].bytes_per_member
+        if name == "mlp" and row.members == 1024 and memory is not None:
+            found.append(Requirement(f"{name}: {row.name}, memory in GiB", 1024 * memory / 2**30, 1, is_upper=True))
     for row in measured:
         if (ratio := measured[row].native_ratio) is not None:
             found.append(Requirement(f"{name}: {row.name}, on top of the environment", 1 / ratio - 1, 0.05, is_upper=True))
@@ -342,6 +348,7 @@ def make_table(name: TaskName, results: Sequence[Result]) -> Table:
         "resets": "{:.1%}".format,
         "MB per member": "{:.2f}".format,
         "s to compile": "{:.0f}".format,
+        "repeats": "{:.0f}".format,
     }
     rows: list[tuple[Any, ...]] = []
     for result in results:
@@ -351,7 +358,8 @@ def make_table(name: TaskName, results: Sequence[Result]) -> Table:
         speeds = result.speed, result.ratio, result.speed * result.flops / 1e9, result.share
         overhead = None if result.overhead_share is None else 1e6 * result.overhead_share / result.speed
         memory = None if result.bytes_per_member is None else result.bytes_per_member / 1e6
-        rows.append((result.row.name, *speeds, overhead, result.reset_share, memory, result.seconds_to_compile if result.row.compiled else None))
+        compiling = result.seconds_to_compile if result.row.compiled else None
+        rows.append((result.row.name, *speeds, overhead, result.reset_share, memory, compiling, len(result.repeats)))
     title = f"{name}, batch {make_task(name).batch_size}, horizon {HORIZON}, {results[0].flops / 1e6:.3g} MFLOP per SGD step"
     return Table(name, title, (Column("Row"), *(Column(head, form) for head, form in forms.items())), tuple(rows))
 

@@ -463,15 +463,14 @@ def test_budgets(summary: Summary) -> None:
     assert (ours.points, ours.reporting_trainings, ours.training_runs) == (0, 150, 5)
 
 
-def test_extra_forward_passes_are_for_each_step() -> None:
+@pytest.mark.parametrize("is_published", [False, True])
+def test_extra_forward_passes_are_for_each_step_of_trainings_that_ended(is_published: bool) -> None:
     suite = make_suite(2, ("momentum",), reporting=3)
     changed = []
     for cell, result in make_cells(suite, {name: OFFSETS[name] for name in ("default rate", "tuned per task", "SPS")}, 0):
         if cell.contestant == "SPS" and cell.role == "report" and cell.task == "task-0":
-            assert result.rates is not None
-            result.rates[30:, 0] = np.nan  # 30 + 60 + 60 steps
-            result = replace(result, extra_forward_passes=np.array([60.0, 120.0, 120.0]))
-        changed.append((cell, result))
+            result = replace(result, extra_forward_passes=np.array([70.0, 120.0, 120.0]), diverged=np.array([True, False, False]))  # 60 steps each
+        changed.append((cell, replace(result, losses=None, rates=None) if is_published else result))
     passes = {row.contestant: row.extra_forward_passes for row in summarise(changed, suite).budgets}
     assert passes == {"SPS": 2.0, "default rate": None, "tuned per task": None}
 

@@ -94,12 +94,15 @@ def test_seeds_of_roles_are_disjoint() -> None:
 
 def test_time_to_result_stops_when_both_bars_are_passed() -> None:
     run = Run("DDPG", False, 0, 1.0)
-    scores = iter([0.5, -0.3, -0.3, -0.9])
+    scores = iter([0.7, 0.5, -0.3, -0.3, -0.9])
     watch = Watch(run, (-0.2, -0.6), lambda: next(scores), interval=10)
     assert [watch(steps) for steps in (5, 10, 15, 20, 30, 40)] == [True, True, True, True, True, False]
     assert run.steps == 40
     assert run.seconds_to_constant is not None and run.seconds_to_polyak is not None
     assert 0 <= run.seconds_to_constant <= run.seconds_to_polyak
+    before = Run("DDPG", True, 0, 1.0)
+    Watch(before, (-0.2, -0.6), lambda: -0.3, interval=10)
+    assert (before.seconds_to_constant, before.seconds_to_polyak) == (0.0, None)
     never = Run("DDPG", False, 1, 1.0, run.seconds_to_constant)
     cells = [column._cells for column in make_table([run, never]).columns]
     assert cells[2][:3] == ["0", "1", "median"] and cells[4][1:3] == ["never", "never"]

@@ -123,23 +123,25 @@ def test_requirements(result: Callable[..., Result]) -> None:
         result(9.0, "native", 64, processes=2),
         dataclasses.replace(result(7.0, "sb3", 64), native_ratio=1 / 1.2),
         result(20.0, "native", 16, compiled=True),
+        dataclasses.replace(result(3.0, "native", 1024), bytes_per_member=2.0**19),
         result(1.0, "async", 64),
         Result(Row("subproc", 64), 1),  # not installed
     ]
     found = {requirement.text: requirement for requirement in requirements({"mlp": measured})}
     assert found == {
-        text: Requirement(text, pytest.approx(value), bound, text.endswith("on top of the environment"))
+        text: Requirement(text, pytest.approx(value), bound, text.endswith(("on top of the environment", "GiB")))
         for text, value, bound in [
             ("mlp: single, gym.make, against the bare loop", 0.9, 0.92),
             ("mlp: native N = 64, against the bare loop", 6.0, 5.0),
             ("mlp: at its best, native N = 16, compiled, against the bare loop", 20.0, 12),
             ("mlp: at its best, native N = 16, compiled, share of the limit", 0.2, 0.35),
-            ("mlp: two cores against one at their best, native N = 64, 2 processes", 1.5, 1.7),
+            ("mlp: two cores, native N = 64, 2 processes, against one, native N = 16, compiled", 9 / 20, 1.7),
+            ("mlp: native N = 1024, memory in GiB", 0.5, 1.0),
             ("mlp: SB3 adapter N = 64, on top of the environment", 0.2, 0.05),
             ("mlp: native N = 64, 2 processes, against AsyncVectorEnv N = 64", 9.0, 8),
         ]
     }
-    assert [requirement.is_met for requirement in found.values()] == [False, True, True, False, False, False, True]
+    assert [requirement.is_met for requirement in found.values()] == [False, True, True, False, False, True, False, True]
 
 
 def test_requirements_of_the_cnn_hold_at_every_number_of_members(result: Callable[..., Result]) -> None:
