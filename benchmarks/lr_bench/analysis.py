@@ -581,11 +581,12 @@ def _budgets(track: _Track, training_costs: Mapping[str, str]) -> Iterator[Budge
             continue
         tuned = [track.tuning[task.name].get(contestant, []) for task in track.tasks]
         learned = len(track.expected[contestant]) > 1 or contestant in training_costs
+        points = track.points[contestant] if contestant not in track.learned else set()
         yield Budget(
             track=track.name,
             contestant=contestant,
             points=max(map(len, tuned)),
-            chosen=next(iter(track.points[contestant])) if len(track.points[contestant]) == 1 else "another one for each task" if any(tuned) else "",
+            chosen=next(iter(points)) if len(points) == 1 else "another one for each task" if any(tuned) else "",
             tuning_trainings=sum(len(result.scores) for cells in tuned for _, result in cells),
             tuning_seconds=sum(result.seconds for cells in tuned for _, result in cells),
             reporting_trainings=track.trainings[contestant],

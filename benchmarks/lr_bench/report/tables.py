@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -14,6 +14,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
 from benchmarks.lr_bench.analysis import SEARCHES
+from benchmarks.lr_bench.contestants import RATE_FREE
 from benchmarks.lr_bench.report.words import (
     bases,
     basis,
@@ -29,7 +30,7 @@ from benchmarks.lr_bench.report.words import (
     steps,
     track_name,
 )
-from benchmarks.lr_bench.summary import RIVAL, Summary
+from benchmarks.lr_bench.summary import RIVAL, Standing, Summary
 from benchmarks.statistics import Interval
 
 NAMED_TASKS = 4
@@ -215,9 +216,20 @@ def leaderboard(summary: Summary, track: str) -> Table:
     note = (
         f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}; clipped to [−1, 3]; over {scored} tasks where the two differ enough. "
         f"95 % intervals: of the interquartile mean on {of_scores}; of the worst task, which is biased downwards, on these tasks; of the loss on "
-        f"{of_losses}; of P(better), the chance to end lower than the rival, on {of_chances}. Contestants with missing cells have no aggregates.{few}"
+        f"{of_losses}; of P(better), the chance to end lower than the rival, which the page and the CSV have, on {of_chances}. "
+        f"Contestants with missing cells have no aggregates.{few}{_untouched(standings)}"
     )
     return _table(f"leaderboard-{track}", f"Leaderboard, {track_name(track)}", columns, rows, summary, note)
+
+
+def _untouched(standings: Sequence[Standing]) -> str:
+    """What those that find their rate themselves are, where some take part."""
+    there = [name for name in RATE_FREE if any(row.contestant == name for row in standings)]
+    same = [name for name in there if len(set(RATE_FREE[name].values())) == 1]
+    if not there:
+        return ""
+    whatever = f"; {', '.join(same)} take their own steps, the same in all tracks, in place of the track's optimizer's" if same else ""
+    return f" {', '.join(there)} are not tuned: they find the rate themselves, at their defaults{whatever}."
 
 
 def equivalents(summary: Summary) -> Table:
@@ -291,7 +303,10 @@ def controls(summary: Summary) -> Table:
         )
         for row in summary.controls
     ]
-    note = "What the controller observes matters only if it beats the replay of its own rates, averaged over other seeds of the same task."
+    note = (
+        "What the controller observes matters only if it beats the replay of its own rates, averaged over other seeds of the same task. Random "
+        "policies act relative to the rate in force, whatever the controller's own action is."
+    )
     return _table("controls", "Does the state matter?", columns, rows, summary, note, contestant=None)
 
 

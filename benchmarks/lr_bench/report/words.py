@@ -106,7 +106,8 @@ def costly(summary: Summary) -> str | None:
     return (
         f"On {_tasks_that_are(len(tasks))} costly, {', '.join(tasks)}, fewer points are tried: {len(COSTLY_SHAPES)} of {len(SHAPES)} shapes of "
         f"schedules ({', '.join(COSTLY_SHAPES)}), and of the state-feedback rules {POLYAK} and {POLYAK_RIVAL} alone; other rules have "
-        f"there the constant that suits the other tasks, and {GREEDY} does not run."
+        f"there the constant that suits the other tasks, and {GREEDY} does not run. Other shapes that all tasks share, and the schedules of other "
+        "optimizers than the tracks', are chosen on the other tasks alone and reported on all."
     )
 
 
