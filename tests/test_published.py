@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import lzma
 import shutil
@@ -9,9 +10,12 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.__main__ import leaderboard
 from benchmarks.lr_bench.contestants import enter, rivals
+from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import STANDARD
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +23,21 @@ RESULTS = ROOT / "benchmarks" / "results" / "standard"
 PUBLISHED = RESULTS / "results.sqlite.xz"
 
 
+OTHER_AGENTS = ("DDPG", "TD3", "SAC", "A2C", "DQN")
+
+
 def controllers() -> list[str]:
     """What was entered, in the order of training seeds; the first one is the one that the package brings."""
-    files: dict[str, list[Path]] = {"PPO": [], "PPO (5 seeds)": [], "DDPG": []}
+    own = RESULTS / "controllers"
+    files: dict[str, list[Path]] = {name: [] for name in ("PPO", "PPO (5 seeds)", *OTHER_AGENTS)}
     for optimizer in STANDARD.tracks:
         pretrained = ROOT / "lr_env" / "pretrained" / f"{optimizer}.safetensors"
         files["PPO"].append(pretrained)
-        files["PPO (5 seeds)"] += [pretrained, *(RESULTS / "controllers" / f"{optimizer}-{seed}.safetensors" for seed in range(1, 5))]
-        files["DDPG"].append(RESULTS / "controllers" / f"ddpg-{optimizer}.safetensors")
-    return [f"{name}={','.join(map(str, paths))}" for name, paths in files.items()]
+        files["PPO (5 seeds)"] += [pretrained, *(own / f"{optimizer}-{seed}.safetensors" for seed in range(1, 5))]
+        for name in OTHER_AGENTS:
+            files[name].append(own / f"{name.lower()}-{optimizer}.safetensors")
+    from_files = [f"{name}={','.join(map(str, paths))}" for name, paths in files.items()]
+    return [*from_files, "online actor-critic=agents.actor_critic:OnlineActorCritic", f"schedule alone={own / 'base.py'}:schedule"]
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +74,30 @@ def test_they_are_whole(published: sqlite3.Connection) -> None:
     tested = {(contestant, task): count for (contestant, task), count in seeds.items() if contestant != "random search"}
     assert {task for _, task in tested} == set(wanted)
     assert all(count == wanted[task] for (_, task), count in tested.items())
+
+
+def test_the_readme_shows_the_published_tables(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    leaderboard(RESULTS, readme)
+    assert readme.read_text() == (ROOT / "README.md").read_text(), "run `lr-bench leaderboard`"
+
+
+def test_the_published_tables_are_those_of_the_published_results(published: sqlite3.Connection) -> None:
+    """Losses and verdicts: what takes no bootstrap over all contestants."""
+    path = Path(published.execute("PRAGMA database_list").fetchone()[2])
+    with Store(path) as store:
+        scores: dict[tuple[str, str, str], list[float]] = {}
+        for cell, result in store.cells(STANDARD.key):
+            if cell.role == "report":
+                scores.setdefault((cell.track, cell.task, cell.contestant), []).append(float(result.scores.mean()))
+    with (RESULTS / "tables" / "answer.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["Opponent"] != "best in hindsight"]
+    assert {row["Controller"] for row in rows} == {given.partition("=")[0] for given in controllers()}
+    for row in rows:
+        track = {"SGD + momentum": "momentum", "AdamW": "adamw"}[row["Optimizer"]]
+        differences = [
+            np.mean(scores[track, task.name, row["Controller"]]) - np.mean(scores[track, task.name, row["Opponent"]]) for task in STANDARD.tasks
+        ]
+        assert 100 * (10 ** np.mean(differences) - 1) == pytest.approx(float(row["Loss against it"]), abs=1e-6), row
+        assert row["Tasks won"] == f"{sum(np.array(differences) < 0)} / {len(STANDARD.tasks)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import re
 from collections import Counter
 from dataclasses import replace
@@ -72,6 +73,20 @@ def test_page_loads_nothing(folder: Path) -> None:
     assert [name for name, count in Counter(page.identifiers).items() if count > 1] == []
     assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.identifiers)
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_answers_about_many_controllers_unfold(tmp_path: Path) -> None:
+    suite = make_suite(2, ("momentum",))
+    names = ("default rate", "tuned per task", "SPS", *(f"agent {i}" for i in range(5)))
+    cells = list(make_cells(suite, {name: OFFSETS.get(name, 0.1) for name in names}, num_points=4, curves=False))
+    folded = []
+    for count in (3, 5):
+        summary = summarise(cells, suite, names[3 : 3 + count])
+        text = write(summary, tmp_path).read_text()
+        folded.append(re.findall(r"<details><summary>(agent \d)</summary>", text))
+        assert text.count('<table class="answer">') == count
+        assert all(text.count(line) == 1 for line in map(html.escape, words.findings(summary, summary.controllers)))
+    assert folded == [[], ["agent 3", "agent 4"] * 2]
 
 
 def test_names_are_escaped(folder: Path) -> None:
@@ -194,7 +209,7 @@ def test_costly_tasks_are_named(summary: Summary) -> None:
 
 
 def test_untested_falsifiers_are_named(summary: Summary) -> None:
-    (line,) = [line for line in words.findings(summary) if "falsifiers" in line]
+    (line,) = [line for line in words.findings(summary, summary.controllers) if "falsifiers" in line]
     untested = [row.statement for row in summary.falsifiers if row.outcome == "not tested"]
     assert untested and all(f"“{statement}” with SGD + momentum" in line for statement in untested)
 

@@ -17,6 +17,9 @@ _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("benchmarks.lr_bench.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
 )
 
+MOST_SHOWN = 3
+"""Controllers whose answers and falsifiers are seen at once; those of others unfold."""
+
 
 def write(summary: Summary, folder: Path) -> Path:
     """Writes ``report.html``, ``summary.json``, ``figures/*.png|svg`` and ``tables/*.csv|tex|md`` into a folder, replacing what is there.
@@ -48,10 +51,9 @@ def write(summary: Summary, folder: Path) -> Path:
     (folder / "summary.json").write_text(summary.to_json())
     page = folder / "report.html"
     names = {"rival": RIVAL, "default": DEFAULT, "pool": POOL, "hindsight": HINDSIGHT}
+    given = {"summary": summary, "figures": sections, "tables": tables, "words": words, "names": names, "most_shown": MOST_SHOWN}
     drawn = {name: _variable(colour) for track in summary.tracks for name, colour in contestants_drawn(summary, track).items()}
-    page.write_text(
-        _ENVIRONMENT.get_template("report.html").render(summary=summary, figures=sections, tables=tables, words=words, names=names, drawn=drawn)
-    )
+    page.write_text(_ENVIRONMENT.get_template("report.html").render(**given, drawn=drawn))
     return page
 
 

@@ -136,9 +136,9 @@ def numbers(summary: Summary) -> Iterator[str]:
         yield f"{track_name(row.track)}: final training loss {_change(row.ratio)}, a geometric mean {over}.{so_far}"
 
 
-def findings(summary: Summary) -> Iterator[str]:
-    """What follows the answer: the tuning that is saved, whether the state matters, falsifiers."""
-    for controller in summary.controllers:
+def findings(summary: Summary, controllers: Iterable[str]) -> Iterator[str]:
+    """What follows the answer about some controllers: the tuning that is saved, whether the state matters, falsifiers."""
+    for controller in controllers:
         for row in summary.equivalents:
             if row.contestant == controller and row.task is None:
                 needed = f"a random search needs {runs(row.runs.estimate)} run{'' if row.runs.estimate <= 1 else 's'}"
@@ -166,6 +166,10 @@ def findings(summary: Summary) -> Iterator[str]:
                     f"{controller} was trained with {track_name(standing.track)} from {_count(standing.training_seeds, 'seed')}, fewer than "
                     f"{FEWEST_TRAINING_SEEDS}, so intervals {once}."
                 )
+
+
+def across(summary: Summary) -> Iterator[str]:
+    """What follows about optimizers."""
     if summary.optimizers:
         best = summary.optimizers[0]
         yield f"Across optimizers, the lowest mean loss is that of {best.contestant} with {track_name(best.track)}."
