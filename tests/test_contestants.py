@@ -321,6 +321,24 @@ def test_controls_enter_beside_a_controller_and_run(tmp_path: Path) -> None:
         assert np.isfinite(result.scores).all()
 
 
+def test_what_a_file_imports_from_its_folder_is_part_of_its_identity(tmp_path: Path) -> None:
+    def identity() -> str:
+        found: str = entered([f"{tmp_path}/mine.py:Mine"])["Mine"].make.identity({})
+        return found
+
+    (tmp_path / "mine.py").write_text(MINE.replace("import numpy", "from helpers_of_mine import parts\nimport numpy"))
+    (tmp_path / "helpers_of_mine").mkdir()
+    (tmp_path / "helpers_of_mine" / "__init__.py").write_text("")
+    part = tmp_path / "helpers_of_mine" / "parts.py"
+    part.write_text("FACTOR = 1")
+    (tmp_path / "another.py").write_text("1 / 0")
+    first = identity()
+    (tmp_path / "another.py").write_text("nobody imports it")
+    assert identity() == first
+    part.write_text("FACTOR = 2")
+    assert identity() != first
+
+
 def test_controllers_that_learn_online_are_paid_and_have_the_replays_alone() -> None:
     found = {contestant.name: contestant for contestant in enter(["agents.actor_critic:OnlineActorCritic"], SUITE)}
     name = "OnlineActorCritic"

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -350,9 +351,10 @@ class CodeMaker:
         return _in_track(made, optimizer, self.replaces_optimizer)
 
     def identity(self, point: Point) -> str:
-        """See :class:`Maker`: the whole file counts, what it imports doesn't."""
+        """See :class:`Maker`: the whole file counts, and of a file what it imports from its own folder; data that it reads don't."""
         path = inspect.getsourcefile(_module(self.source))
-        return digest(self.attribute, None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        own = None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return digest(self.attribute, own, *(_neighbours(Path(self.source)) if Path(self.source).suffix == ".py" else ()))
 
 
 @dataclass(frozen=True)
@@ -632,6 +634,14 @@ def _load_sb3(path: Path) -> BoundController:
     with _failing_in_words(f"{path} can't be loaded as a model of {algorithm}"):
         model = algorithms[algorithm].load(path, device="cpu")
     return BoundController(model, mdp)
+
+
+def _neighbours(path: Path) -> list[str]:
+    """Digests of the modules that a file imports from its own folder, and these in turn."""
+    finder = ModuleFinder([str(path.parent)])
+    finder.run_script(str(path))  # reads it, and runs nothing
+    files = {getattr(module, "__file__", None) for name, module in finder.modules.items() if name != "__main__"}
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(filter(None, files))]
 
 
 def _find(source: str, attribute: str) -> Any:
