@@ -379,6 +379,23 @@ def test_a_full_disk_is_said_and_the_tables_are_complete(store: Store, monkeypat
     assert all(cell.key in benchmark.results for cell in cells)
 
 
+def test_what_the_store_can_t_look_up_is_computed_and_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_benchmark(store, FakeEngine()).run()
+    again, find = FakeEngine(), Store.find
+
+    def fails(self: Store, cell: Cell) -> CellResult | None:
+        if cell.contestant == "SPS":
+            raise StoreError("results.sqlite is damaged: database disk image is malformed. Move it away.")
+        return find(self, cell)
+
+    monkeypatch.setattr(Store, "find", fails)
+    monkeypatch.setattr(Store, "find_equal", lambda self, cell, with_curves=False: fails(self, cell))
+    benchmark = make_benchmark(store, again)
+    assert benchmark.run() == expected
+    assert {cell.contestant for cell in again.computed} == {"SPS"}
+    assert benchmark.problems == ["results.sqlite is damaged: database disk image is malformed. Move it away."]
+
+
 def test_errors_are_reported_per_cell_and_tried_again_by_the_next_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def result(cell: Cell) -> CellResult:
         return engine.failed("ValueError: no luck") if cell.point.get("shape") == "one-cycle" else fake_result(cell)

@@ -467,16 +467,17 @@ class Benchmark:
         missing = []
         for index, cell in enumerate(batch.work.cells):
             cells = [equal for equal in batch.cells_of(index) if equal.key not in self.results]
-            found = {each.key: result for each in cells if (result := self.store.find(each)) is not None and result.error is None}
+            looked_up = {each.key: self._attempt(partial(self.store.find, each)) for each in cells}
+            found = {key: result for key, result in looked_up.items() if isinstance(result, CellResult) and result.error is None}
             for key, result in found.items():
                 self.results[key] = without_curves(result)
             lacking = [each for each in cells if each.key not in found]
             if lacking:
-                equal = self.store.find_equal(cell, with_curves=any(map(keeps_curves, lacking)))
-                if equal is None:
-                    missing.append(index)
-                else:
+                equal = self._attempt(partial(self.store.find_equal, cell, any(map(keeps_curves, lacking))))
+                if isinstance(equal, CellResult):
                     self._save([(each, equal) for each in lacking])
+                else:
+                    missing.append(index)
         return missing
 
     def _save(self, results: Sequence[tuple[Cell, CellResult]]) -> None:
@@ -487,10 +488,10 @@ class Benchmark:
         if self._unsaved and self._attempt(lambda: self.store.save_all(self._unsaved)) is not UNDONE:
             self._unsaved = []
 
-    def _attempt(self, write: Callable[[], Any]) -> Any:
-        """What writing to the store returns; where that is impossible, the benchmark goes on, says so once, and tries again with the next results."""
+    def _attempt(self, ask: Callable[[], Any]) -> Any:
+        """What the store answers; where it can't, the benchmark goes on, says so once, and tries again with the next results."""
         try:
-            return write()
+            return ask()
         except StoreError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))

@@ -159,13 +159,13 @@ class Store:
 
     def find(self, cell: Cell) -> CellResult | None:
         """The result of a cell; None where there is none, or where what is kept is damaged, which :attr:`damaged` then says."""
-        row = self._execute("SELECT result, checksum FROM cells WHERE key = ?", (cell.key,)).fetchone()
+        row = self._first("SELECT result, checksum FROM cells WHERE key = ?", (cell.key,))
         return None if row is None else self._unpacked(cell, *row)
 
     def find_equal(self, cell: Cell, with_curves: bool = False) -> CellResult | None:
         """The result of any cell without an error that has the same trainings, or None."""
         condition = "error IS NULL AND has_curves >= ?"
-        row = self._execute(f"SELECT result, checksum FROM cells WHERE trainings = ? AND {condition}", (cell.trainings, with_curves)).fetchone()
+        row = self._first(f"SELECT result, checksum FROM cells WHERE trainings = ? AND {condition}", (cell.trainings, with_curves))
         return None if row is None else self._unpacked(cell, *row)
 
     def cells(self, suite: str | None = None) -> Iterator[tuple[Cell, CellResult]]:
@@ -399,6 +399,12 @@ class Store:
         try:
             return self._connection.execute(statement, values)
         except sqlite3.DatabaseError as error:
+            raise StoreError(self._advice(str(error))) from error
+
+    def _first(self, statement: str, values: tuple[Any, ...]) -> Any:
+        try:
+            return self._execute(statement, values).fetchone()
+        except sqlite3.DatabaseError as error:  # what is damaged may be found only now
             raise StoreError(self._advice(str(error))) from error
 
     def _unpacked(self, cell: Cell, content: bytes, checksum: str) -> CellResult | None:
