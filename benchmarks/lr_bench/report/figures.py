@@ -93,6 +93,10 @@ class Figure:
         return f'<svg {box} role="img" aria-label="{html.escape(self.caption)}">{body.replace("fill: #ffffff", "fill: none")}'
 
 
+MOST_SHOWN = 3
+"""Controllers that have figures of their own, and whose answers and falsifiers are seen at once: the tables hold all."""
+
+
 def all_figures(summary: Summary) -> Iterator[Figure]:
     """Every figure that has something to show, in the page's order."""
     yield from _equivalents(summary)
@@ -233,12 +237,13 @@ def _scores(summary: Summary) -> Iterator[Figure]:
         if rows:
             about = bases((row.contestant, basis(row.basis, row.training_seeds)) for row in standings)
             caption = f"Interquartile mean of the normalised score S, {track_name(track)}; 95 % intervals, on {about}."
-            draw = partial(_forest, rows, f"0: {DEFAULT}, 1: {RIVAL}; right is better", f"Score S, {track_name(track)}", False)
+            draw = partial(_forest, rows, f"0: {DEFAULT}, 1: {RIVAL}\nright is better", f"Score S, {track_name(track)}", False)
             yield Figure(f"scores-{_slug(track)}", "scores", caption, draw)
 
 
 def _controls(summary: Summary) -> Iterator[Figure]:
-    for (track, controller), group in groupby(summary.controls, lambda row: (row.track, row.first)):
+    shown = [row for row in summary.controls if row.first in summary.controllers[:MOST_SHOWN]]
+    for (track, controller), group in groupby(shown, lambda row: (row.track, row.first)):
         rows = [replace(row, strong=False) for row in _comparison_rows(list(group), partial(_control_name, controller), summary)]
         caption = f"Loss of {controller} against its controls, {track_name(track)}; 95 % intervals. Left of 0 it is better."
         draw = partial(_forest, rows, "left is better: then the state matters", f"Loss of {controller} against …, {track_name(track)}", True)
@@ -254,7 +259,7 @@ def _emphasis(strong: bool) -> tuple[str, bool]:
 
 
 def _equivalents(summary: Summary) -> Iterator[Figure]:
-    for track, controller in product(summary.tracks, summary.controllers):
+    for track, controller in product(summary.tracks, summary.controllers[:MOST_SHOWN]):
         rows = [row for row in summary.equivalents if (row.track, row.contestant) == (track, controller)]
         if rows:
             caption = (
@@ -308,7 +313,8 @@ def _searches(summary: Summary) -> Iterator[Figure]:
 def _draw_search(search: SearchCurve, summary: Summary) -> Drawing:
     drawing, axes = _figure(2.7)
     counts, ratios, colour = np.array(search.counts), 1 + np.array(search.ratios) / 100, COLOURS["series-1"]
-    controllers = [row for row in summary.comparisons if row.track == search.track and row.second == RIVAL]
+    shown = summary.controllers[:MOST_SHOWN]
+    controllers = [row for row in summary.comparisons if row.track == search.track and row.second == RIVAL and row.first in shown]
     ends = [("R", 1.0, COLOURS["muted"])]
     ends += [
         (row.first, 1 + row.ratio.estimate / 100, COLOURS["series-0" if row.first == summary.controllers[0] else "series-4"]) for row in controllers

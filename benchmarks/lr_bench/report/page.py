@@ -9,16 +9,13 @@ import jinja2
 from markupsafe import Markup
 
 from benchmarks.lr_bench.report import words
-from benchmarks.lr_bench.report.figures import COLOURS, Figure, all_figures, contestants_drawn
+from benchmarks.lr_bench.report.figures import COLOURS, MOST_SHOWN, Figure, all_figures, contestants_drawn
 from benchmarks.lr_bench.report.tables import all_tables
 from benchmarks.lr_bench.summary import DEFAULT, HINDSIGHT, POOL, RIVAL, Summary
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("benchmarks.lr_bench.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
 )
-
-MOST_SHOWN = 3
-"""Controllers whose answers and falsifiers are seen at once; those of others unfold."""
 
 
 def write(summary: Summary, folder: Path) -> Path:
