@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path, mdp = export(tyro.cli(ExportOptions, args=given[1:], prog="lr-train export", description=ExportOptions.__doc__))
             tqdm.write(f"Written: {path}")
             tqdm.write(
-                f"It acts by action={mdp.action!r} on features={mdp.features!r} with optimizer={mdp.optimizer!r}: if it was trained otherwise, tell."
+                f"It acts by action={mdp.action!r} on features={mdp.features!r} with optimizer={mdp.optimizer!r}: give options if it is not so."
             )
             return
         training = Training(tyro.cli(TrainingOptions, args=given, prog="lr-train", description=__doc__))

@@ -288,9 +288,7 @@ def requirements(results: Results) -> list[Requirement]:
                 found.append(Requirement(f"{name}: {row.name}, against the bare loop", result.ratio, bound))
         for row, result in measured.items():
             if row.is_plain and row.members >= COMPARED and result.overhead_share is not None and result.reset_share is not None:
-                found.append(
-                    Requirement(f"{name}: {row.name}, features, reward, seeding and packing, share of a step", result.overhead_share, 0.1, True)
-                )
+                found.append(Requirement(f"{name}: {row.name}, features, reward and packing, share of a step", result.overhead_share, 0.1, True))
                 found.append(Requirement(f"{name}: {row.name}, resets, share of an episode", result.reset_share, 0.05, True))
         found += _requirements_at_the_best(name, measured)
         found += _requirements_of_pairs(name, measured)

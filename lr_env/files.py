@@ -70,7 +70,9 @@ def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], 
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise FileFormatError(f"The metadata of {target} are damaged: {error!r}. Save it again.") from error
     if found != (kind, FORMAT_VERSION):
-        raise FileFormatError(f"{target} holds {found[0]!r} of version {found[1]!r}, but {kind!r} of version {FORMAT_VERSION} is needed.")
+        raise FileFormatError(
+            f"{target} holds {found[0]!r} of version {found[1]!r}, but {kind!r} of version {FORMAT_VERSION} is needed: make it anew."
+        )
     if metadata.pop("sha256", None) != _checksum(metadata, tensors):
         raise FileFormatError(f"{target} is damaged, or was altered: its contents don't fit its checksum. Save it again.")
     del metadata["kind"], metadata["version"]

@@ -140,6 +140,19 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted(name: s
     assert first.rates + second.rates == whole.rates
 
 
+def run(model: nn.Linear, optimizer: torch.optim.Optimizer, controller: ControllerLR, steps: range) -> list[float]:
+    """Rates of a training whose data never change."""
+    rates = []
+    for _ in steps:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        controller.step(loss)
+        optimizer.step()
+        rates.append(float(controller.get_last_lr()[0]))
+    return rates
+
+
 @pytest.mark.parametrize("action", [{"kind": "residual", "base": "cosine"}, "rate"], ids=["cosine", "rate"])
 def test_a_resumed_training_may_begin_with_the_optimizer_s_state(action: Any) -> None:
     """Its rate is then the one that the training has come to, 0 perhaps, and not the first."""
@@ -149,17 +162,6 @@ def test_a_resumed_training_may_begin_with_the_optimizer_s_state(action: Any) ->
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
         return model, torch.optim.SGD(model.parameters(), 0.5)
-
-    def run(model: nn.Linear, optimizer: torch.optim.Optimizer, controller: ControllerLR, steps: range) -> list[float]:
-        rates = []
-        for _ in steps:
-            optimizer.zero_grad()
-            loss = model(torch.ones(2, 4)).square().mean()
-            loss.backward()
-            controller.step(loss)
-            optimizer.step()
-            rates.append(float(controller.get_last_lr()[0]))
-        return rates
 
     whole = run(*(made := make()), ControllerLR(made[1], bound, total_steps=20), range(20))
     model, optimizer = make()
@@ -742,20 +744,14 @@ class OtherSGD(torch.optim.SGD):
 def test_a_direction_that_is_not_known_is_the_step_of_a_copy(make: Make, message: str) -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
-    optimizer, bound = (
-        make(model.parameters()),
-        BoundController(Constant(0.1), MDP(optimizer="sgd", features=["relative_update", "log_rate", "log_weight_norm"])),
-    )
+    optimizer = make(model.parameters())
+    bound = BoundController(Constant(0.1), MDP(features=["relative_update", "log_rate", "log_weight_norm"]))
     with pytest.warns(UserWarning, match=message):
         controller = ControllerLR(optimizer, bound, total_steps=20)
-    for _ in range(5):
-        optimizer.zero_grad()
-        loss = model(torch.ones(2, 4)).square().mean()
-        loss.backward()
+    for step in range(5):
         before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-        controller.step(loss)
+        run(model, optimizer, controller, range(step, step + 1))
         observation = controller.observation
-        optimizer.step()
         moved = before - torch.nn.utils.parameters_to_vector(model.parameters()).detach()
         assert observation is not None
         norm = 10.0 ** (observation[0, 0] - observation[0, 1] + observation[0, 2])
@@ -773,15 +769,9 @@ def test_known_directions_as_steps_of_a_copy_are_the_same() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             controller = ControllerLR(optimizer, bound, total_steps=20)
-        for _ in range(20):
-            optimizer.zero_grad()
-            loss = model(torch.ones(2, 4)).square().mean()
-            loss.backward()
-            controller.step(loss)
-            optimizer.step()
-            rates.append(float(controller.get_last_lr()[0]))
-    assert len(set(rates[:20])) > 10
-    np.testing.assert_allclose(rates[:20], rates[20:], rtol=1e-4)
+        rates.append(run(model, optimizer, controller, range(20)))
+    assert len(set(rates[0])) > 10
+    np.testing.assert_allclose(rates[0], rates[1], rtol=1e-4)
 
 
 def test_optimizers_whose_step_tells_no_direction_are_refused() -> None:

@@ -39,9 +39,9 @@ def default_hyperparameters(algorithm: str, num_envs: int, decisions: int = 100,
     that follows at a quarter of the critic's pace, with targets as slow as published; for SAC a first weight of the entropy of 0.001, as
     rewards are small: at 1, or 0.01, a training's entropy counts as much as what it learns.
 
-    PPO, A2C and DQN differ in less: two layers of 64 units with initial noise of 0.37, as actions move rates by half a decade; PPO a rate of
-    1e-3 and λ = 0.98, as rollouts are long; A2C rollouts of 10 decisions, normalised advantages and Adam at 1e-3 (SB3: 5, none, RMSprop at
-    7e-4); DQN exploration from 20 % of random actions down to 2 %, as many in a row end a training. A2C's were not tuned.
+    PPO, A2C and DQN differ in less. PPO and A2C explore with noise of 0.37 at first, as an action may move the rate by half a decade. PPO has a
+    rate of 1e-3 and λ = 0.98, as rollouts are long; A2C, which was not tuned, rollouts of 10 decisions, λ = 0.95, normalised advantages and
+    Adam at 1e-3 (SB3: 5, 1, none and RMSprop at 7e-4); DQN 20 % of random actions at first and 2 % at last, as many in a row end a training.
 
     Args:
         algorithm: ``"a2c"``, ``"ddpg"``, ``"dqn"`` (for ``action="discrete"``), ``"ppo"``, ``"sac"`` or ``"td3"``.
