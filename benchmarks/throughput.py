@@ -263,7 +263,7 @@ def task_rows(name: TaskName, options: Options) -> list[Row]:
     parallel: tuple[int, ...] = (options.parallel_members,) if options.parallel_members else ()
     if parallel and name == "mlp" and COMPARED in members:
         parallel += (COMPARED,)
-    return rows(members, parallel, options.compiled)
+    return rows(members, parallel, options.compiled, with_dacbench=name != "transformer" and find_spec("dacbench") is not None)
 
 
 def required_ratio(name: TaskName, row: Row) -> float | None:

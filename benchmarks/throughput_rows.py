@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import lr_env
+from benchmarks.throughput_dacbench import make_dacbench_env
 from lr_env.mdp import FEATURE_SETS
 from lr_env.seeding import Streams
 from lr_env.tasks.models import CharacterTransformer, cnn
@@ -35,11 +36,12 @@ DEFAULT_FEATURES = "scale_free"
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 TaskName: TypeAlias = Literal["mlp", "cnn", "transformer"]
-Kind: TypeAlias = Literal["bare", "loader", "single", "sync", "dummy", "async", "subproc", "native", "sb3"]
+Kind: TypeAlias = Literal["bare", "loader", "dacbench", "single", "sync", "dummy", "async", "subproc", "native", "sb3"]
 
 LABELS: dict[Kind, str] = {
     "bare": "bare PyTorch loop",
     "loader": "PyTorch loop with DataLoader",
+    "dacbench": "DACBench's SGDEnv",
     "single": "single, gym.make",
     "sync": "SyncVectorEnv",
     "dummy": "SB3 DummyVecEnv",
@@ -66,7 +68,7 @@ class Row:
     def name(self) -> str:
         """For people."""
         parts = [LABELS[self.kind]]
-        if self.kind not in ("bare", "loader", "single"):
+        if self.kind not in ("bare", "loader", "dacbench", "single"):
             parts[0] += f" N = {self.members}"
         if self.compiled:
             parts.append("compiled")
@@ -117,7 +119,7 @@ def rows_on_gpu(members: tuple[int, ...], compiled: bool) -> list[Row]:
     ]
 
 
-def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool) -> list[Row]:
+def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool, with_dacbench: bool = False) -> list[Row]:
     """The lines of one task's table; all rows that start processes by "fork" come before those that start threads."""
     engines = (False, True) if compiled else (False,)
     several = [n for n in sorted(members) if n >= 16][-3:]  # fewer are not worth a second core
@@ -125,6 +127,7 @@ def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: 
     return [
         Row("bare"),
         Row("loader"),
+        *([Row("dacbench")] if with_dacbench else []),
         *(Row("single", compiled=engine) for engine in engines),
         *(Row(kind, n) for kind in ("sync", "dummy") for n in parallel_members[:1]),
         *(Row(kind, n) for kind in ("async", "subproc") for n in parallel_members),
@@ -160,6 +163,8 @@ def make_training(name: TaskName, row: Row) -> Training:
         return _loop(task, _preloaded(task, row.device), row.device)
     if row.kind == "loader":
         return _loop(task, _loaded(task), row.device)
+    if row.kind == "dacbench":
+        return _dacbench_environment(task)
     if row.kind == "single":
         return _single_environment(task, row)
     if row.kind in ("sync", "async", "native"):
@@ -197,6 +202,18 @@ def _loaded(task: lr_env.Task) -> Iterator[tuple[Tensor, Tensor]]:
     loader = DataLoader(TensorDataset(*_examples(task)), task.batch_size, shuffle=True, drop_last=True, generator=generator)
     while True:
         yield from loader
+
+
+def _dacbench_environment(task: lr_env.Task) -> Training:
+    env = make_dacbench_env(task, HORIZON, SEED)
+    env.reset(seed=SEED)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(RATE)
+        if terminated or truncated:
+            env.reset()
+
+    return Training(step, env=env)
 
 
 def _single_environment(task: lr_env.Task, row: Row) -> Training:

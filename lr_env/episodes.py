@@ -214,11 +214,13 @@ class Episodes:
             device=execution.device,
         )
         # On a GPU a decision is one graph; else the process is faster on NumPy's arrays.
-        self._is_fused = self.population.device.type != "cpu"
+        self._device_type = self.population.device.type
+        self._is_fused = self._device_type != "cpu"
         device = self.population.device if self._is_fused else None
         self.process = mdp.begin(len(self.population.groups), self.horizon, variant.loss_lower_bound, device)
         self.seeds: list[int] = [0] * num_members
         self.episode = np.zeros(num_members, np.int64)
+        self._steps_until_end = 0  # a lower bound over all members, so that most steps need no look at each
         self.table = self.process.initial(num_members)
         self._recorded = Recorder(self.table, execution.compile)
         self._graph: Any = None
@@ -332,12 +334,13 @@ class Episodes:
         for member, seed in zip(members, state["seeds"], strict=True):
             self.seeds[member] = seed
         self.episode[members] = state["episode"]
+        self._steps_until_end = 0
         if self._safe is not None:
             self._safe.set_state(state["safe"], members)
 
     def _settings(self) -> AbstractContextManager[None]:
         """PyTorch's settings while we compute; the process has its own before and after."""
-        return computing(self.population.device, self.num_threads)
+        return computing(self._device_type, self.num_threads)
 
     def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
         """The rest of a decision's steps, at the same rate; adds to its outcome."""
@@ -365,6 +368,14 @@ class Episodes:
             self._begin_potential(restarting)
         if self._safe is not None:
             self._roll_back(self._safe, outcome, np.ones(self.num_members, bool) if running is None else running)
+        self._steps_until_end -= 1
+        if self._steps_until_end <= 0 or outcome.diverged.any():
+            self._end(outcome, running)
+        return outcome
+
+    def _end(self, outcome: Outcome, running: np.ndarray | None) -> None:
+        """Marks and pays those whose training ended with this step."""
+        self._steps_until_end = self.horizon - int(outcome.steps.max())
         ended = outcome.steps >= self.horizon
         if running is not None:
             ended &= running
@@ -376,7 +387,6 @@ class Episodes:
             survived = ended & ~outcome.diverged
             if self.process.reward.source != "same_batch" and survived.any():
                 self._pay(outcome, survived)
-        return outcome
 
     def _batches_to_reward(self) -> tuple[Tensor, Tensor] | tuple[()]:
         """The batches of the gradients at hand, where they are rewarded."""

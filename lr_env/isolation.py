@@ -29,14 +29,14 @@ def isolated(device_type: str = "cpu") -> Iterator[None]:
         yield
 
 
-def computing(device: torch.device, num_threads: int) -> AbstractContextManager[None]:
+def computing(device_type: str, num_threads: int) -> AbstractContextManager[None]:
     """:func:`isolated`, with so many threads; costs some microseconds where there is nothing to undo.
 
     On a GPU, convolutions have the precision of their numbers, and the same bits again.
     """
-    new = torch.empty(0)  # tells the defaults in a fraction of the time that asking for the device takes
-    is_usual = new.dtype == torch.float32 and new.is_cpu and not (new.is_inference() or torch.is_autocast_enabled(device.type))
-    return _Threads(num_threads) if is_usual and device.type == "cpu" else _prepared(device, num_threads, is_usual)
+    is_changed = torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device_type) or torch.get_default_dtype() is not torch.float32
+    is_usual = not is_changed and torch.empty(0).is_cpu  # tells the default device in a fraction of the time that asking for it takes
+    return _Threads(num_threads) if is_usual and device_type == "cpu" else _prepared(device_type, num_threads, is_usual)
 
 
 class _Threads:
@@ -58,11 +58,11 @@ class _Threads:
 
 
 @contextmanager
-def _prepared(device: torch.device, num_threads: int, is_usual: bool) -> Iterator[None]:
+def _prepared(device_type: str, num_threads: int, is_usual: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_Threads(num_threads))
-        if device.type != "cpu":
+        if device_type != "cpu":
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
         if not is_usual:
-            stack.enter_context(isolated(device.type))
+            stack.enter_context(isolated(device_type))
         yield

@@ -20,7 +20,7 @@ from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, OnlineController, load_controller
 from lr_env.isolation import full_precision
 from lr_env.mdp import MDP, DecisionProcess
-from lr_env.mdp.actions import ResidualAction
+from lr_env.mdp.actions import BASE_SCHEDULES, ResidualAction
 from lr_env.mdp.arrays import Array
 from lr_env.mdp.recording import Recorder
 from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
@@ -76,7 +76,7 @@ class ControllerLR(LRScheduler):
     - **Several processes.** Where ``torch.distributed`` is initialised, loss and signals are averaged over all ranks, which so set the same
       rate; each rank must call ``step``. Sharded parameters (FSDP, DeepSpeed, DTensor) are refused.
     - **Numbers that are not finite** in loss, gradients or the controller's action never raise: such a step is not observed, and its rate
-      is ``fallback(steps made)``, or the last one.
+      is ``fallback(steps made)``; without a fallback that of the schedule that the controller corrects, or else the last one.
     - **Resume.** ``state_dict()`` holds plain data and tensors, which ``torch.load(weights_only=True)`` reads; a training that goes on from
       there, with the optimizer's state, has the bits of one that was never interrupted.
     - **Circuit breaker** (as SOLAR, 2026; off by default). Where the loss jumps, weights, the optimizer's state and the gradients go back to
@@ -380,11 +380,13 @@ class ControllerLR(LRScheduler):
         self._set_fallback_rates()
 
     def _set_fallback_rates(self) -> None:
-        rate = None if self._fallback is None else float(self._fallback(self.last_epoch))
-        if rate is None or not math.isfinite(rate):
-            self._set_rates()
-        else:
+        rate, action = math.nan if self._fallback is None else float(self._fallback(self.last_epoch)), self._process.action
+        if math.isfinite(rate):
             self._set([rate * ratio for ratio in self._ratios])
+            return
+        if self._fallback is None and isinstance(action, ResidualAction) and action.base in BASE_SCHEDULES:
+            self._recorded(self._act_in, np.zeros((self._process.num_actions, 1)))  # no correction
+        self._set_rates()
 
     def _set_rates(self) -> None:
         """The process's rates, in all groups."""
@@ -421,10 +423,12 @@ class ControllerLR(LRScheduler):
             )
 
     def _check_actions(self) -> None:
-        """Lets the controller decide once, for nothing, so that one that does not fit is found here."""
+        """Lets the controller decide once, for nothing, so that one that does not fit is found here, and one that can't be saved."""
         nothing = np.zeros((1, *self._process.observation_space.shape), np.float32)
-        action, _ = self._bound.controller.predict(nothing, None, episode_start=np.array([True]), deterministic=True)
+        action, state = self._bound.controller.predict(nothing, None, episode_start=np.array([True]), deterministic=True)
         self._process.parse_actions(np.nan_to_num(action), 1)
+        if state is not None and not _can_be_saved(state):
+            warnings.warn(f"{_UNSAVED} As it is, state_dict() raises.", UserWarning, stacklevel=3)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -522,10 +526,16 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _saved(state: Sequence[Any]) -> list[Tensor]:
     """A controller's own state as tensors."""
-    arrays = [np.array(part) for part in state]
-    if any(array.dtype.kind not in "biuf" for array in arrays):
-        raise TypeError("The controller's state can't be saved, as it holds other things than numbers: let predict() return a tuple of arrays.")
-    return [torch.from_numpy(array) for array in arrays]
+    if not _can_be_saved(state):
+        raise TypeError(_UNSAVED)
+    return [torch.from_numpy(np.array(part)) for part in state]
+
+
+_UNSAVED = "The controller's state can't be saved, as it holds other things than numbers: let predict() return a tuple of arrays."
+
+
+def _can_be_saved(state: Sequence[Any]) -> bool:
+    return all(np.asarray(part).dtype.kind in "biuf" for part in state)
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

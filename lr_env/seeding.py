@@ -119,9 +119,9 @@ PURPOSES = ("weights", "order", "family", "noise", "exploration")
 """The numbers of the streams."""
 
 
-def _constants(first: int, factor: int, count: int) -> list[tuple[int, int]]:
+def _constants(first: int, factor: int, count: int) -> np.ndarray:
     powers = [first * pow(factor, power, 2**32) % 2**32 for power in range(count + 1)]
-    return list(itertools.pairwise(powers))
+    return np.array(list(itertools.pairwise(powers)), np.uint32)
 
 
 _MIXING = _constants(0x43B0D7E5, 0x931E8875, 24)
@@ -130,9 +130,9 @@ _MIXING = _constants(0x43B0D7E5, 0x931E8875, 24)
 _OTHERS = [[target for target in range(4) if target != source] for source in range(4)]
 
 
-def _hashed(words: np.ndarray, constants: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Words ``(K,)`` or ``(C, K)`` hashed with constants ``(C,)``: ``(C, K)``."""
-    before, after = np.array(constants, np.uint32).T[:, :, None]
+def _hashed(words: np.ndarray, constants: np.ndarray) -> np.ndarray:
+    """Words ``(K,)`` or ``(C, K)`` hashed with constants ``(C, 2)``: ``(C, K)``."""
+    before, after = constants.T[:, :, None]
     values: np.ndarray = (words ^ before) * after
     values ^= values >> np.uint32(16)
     return values

@@ -88,6 +88,8 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._is_new = True
         self._ended = np.ones(self.num_envs, bool)
+        self._everyone = np.ones(self.num_envs, bool)
+        self._everyone.flags.writeable = False  # part of what each step returns
         self._histories: list[list[tuple[float, float]]] = [[] for _ in range(self.num_envs)]
 
     @property
@@ -260,9 +262,9 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         if self.mdp.circuit_breaker is not False:
             values["rolled_back"] = outcome.rolled_back
         if members is None:
-            everyone = np.ones(self.num_envs, bool)
-            return values | {f"_{name}": everyone for name in values}
-        mask = np.isin(np.arange(self.num_envs), members)
+            return values | {f"_{name}": self._everyone for name in values}
+        mask = np.zeros(self.num_envs, bool)
+        mask[members] = True
         info: dict[str, Any] = {}
         for name, value in values.items():
             info[name], info[f"_{name}"] = np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value)), mask

@@ -71,13 +71,24 @@ def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.Monk
         LearningRateVectorEnv(2, tiny_task(), compile=True)
 
 
-def test_threads_agree_and_the_process_keeps_its_own_number() -> None:
-    before = torch.get_num_threads()
-    results = []
-    for num_threads in (1, 2):
-        results.append(roll(8, num_threads=num_threads, task="digits-mlp"))
-        assert torch.get_num_threads() == before
-    assert_close(*results)
+MODES: dict[str, dict[str, Any]] = {
+    "batched": {"gradients": "batched"},
+    "looped": {"gradients": "looped"},
+    "two threads": {"num_threads": 2},
+    "compiled": {"compile": True},
+    "compiled, two threads": {"compile": True, "num_threads": 2},
+    "compiled, looped": {"compile": True, "gradients": "looped"},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_agrees_with_the_default_and_repeats_itself(mode: str) -> None:
+    before, options = torch.get_num_threads(), {"task": "digits-mlp", "horizon": 60}  # so that some have ended
+    default, first, again = (roll(4, **options, **given) for given in ({}, MODES[mode], MODES[mode]))
+    assert torch.get_num_threads() == before
+    assert_close(default, first)
+    assert_same_bits(first, again)
 
 
 def test_the_threads_of_a_failing_step_are_put_back() -> None:

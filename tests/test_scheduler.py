@@ -9,6 +9,7 @@ import pickle
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -531,6 +532,25 @@ def test_fallback_schedule() -> None:
     assert case.controller.get_last_lr()[1] == pytest.approx(0.1 * 10**0.1)
 
 
+@pytest.mark.parametrize("spoilt", ["loss", "action"])
+def test_what_corrects_a_schedule_falls_back_to_the_schedule(spoilt: str) -> None:
+    case, constant = Case(), Constant(1.0)
+    mdp = MDP(optimizer="momentum", action={"kind": "residual", "base": "linear", "decades": 0.5})
+    case.controller = ControllerLR(case.optimizer, BoundController(constant, mdp), total_steps=10)
+    rates = [case.step() for _ in range(3)]
+    if spoilt == "loss":
+        case.controller.step(math.nan)
+        rates.append(case.controller.get_last_lr()[0])
+    else:
+        constant.action = math.nan
+        with pytest.warns(UserWarning, match="falls back"):
+            rates.append(case.step())
+        constant.action = 1.0
+    rates.append(case.step())
+    corrections = 10 ** np.array([0.5, 0.5, 0.5, 0.0, 0.5])
+    assert rates == pytest.approx(0.1 * corrections * (1 - np.arange(5) / 10))
+
+
 @pytest.mark.parametrize("action", [math.nan, math.inf])
 def test_an_action_that_is_not_a_finite_number_warns_once(action: float) -> None:
     case = Case(action=action)
@@ -677,7 +697,8 @@ def test_state_is_plain_and_does_not_fit_everywhere() -> None:
 def test_a_schedule_is_saved_but_not_one_that_keeps_objects() -> None:
     for schedule, expected in ((cosine(0.1, 100), 3), (reduce_on_plateau(0.1, 100), None)):
         case = Case()
-        case.controller = ControllerLR(case.optimizer, schedule.bind("momentum"), total_steps=100)
+        with nullcontext() if expected else pytest.warns(UserWarning, match="state can't be saved"):
+            case.controller = ControllerLR(case.optimizer, schedule.bind("momentum"), total_steps=100)
         for _ in range(3):
             case.step()
         if expected is None:

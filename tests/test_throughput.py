@@ -6,14 +6,17 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import throughput
 from benchmarks.throughput import Options, Repeat, Requirement, Result, measure, measure_once, requirements, warm_up
-from benchmarks.throughput_rows import Row, TaskName, Training, rows
+from benchmarks.throughput_dacbench import make_dacbench_env
+from benchmarks.throughput_rows import Row, TaskName, Training, make_task, rows
 
 
 @dataclass
@@ -214,3 +217,15 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
     throughput.main(options)
     assert measured == [Row("bare"), Row("native", 2), Row("native", 2)]
     assert [line["name"] for line in json.loads(options.output.read_text())["rows"]["mlp"]] == ["bare PyTorch loop", "native N = 2"]
+
+
+@pytest.mark.skipif(find_spec("dacbench") is None, reason="DACBench is not installed")
+def test_dacbench_trains_the_same_model_on_the_same_data() -> None:
+    task = make_task("mlp")
+    env = make_dacbench_env(task, horizon=3, seed=0)
+    env.reset(seed=0)
+    assert sum(parameter.numel() for parameter in env.model.parameters()) == 64 * 32 + 32 + 32 * 10 + 10
+    assert len(env.train_loader) == len(task.data.split("train")) // task.batch_size
+    before = [parameter.clone() for parameter in env.model.parameters()]
+    assert [env.step(0.01)[3] for _ in range(3)] == [False, False, True]
+    assert not any(map(torch.equal, before, env.model.parameters()))

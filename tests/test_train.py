@@ -340,17 +340,18 @@ def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_killed_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    with running(tmp_path / "killed") as process:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_killed_process_resumes_to_the_same_bytes(algorithm: str, tmp_path: Path) -> None:
+    with running(tmp_path / "killed", "--algorithm", algorithm) as process:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL, "the training ended by itself"
     plan: dict[str, Any] = {"evaluation_interval": 400, "hyperparameters": (), "checkpoint_interval": 100_000}
-    resumed = Training(options(tmp_path / "killed", resume=True, steps=100, **plan))
+    resumed = Training(options(tmp_path / "killed", algorithm, resume=True, steps=100, **plan))
     target = resumed.agent.num_steps_taken + 800
-    resumed = Training(options(tmp_path / "killed", resume=True, steps=target, **plan))
+    resumed = Training(options(tmp_path / "killed", algorithm, resume=True, steps=target, **plan))
     resumed.run()
-    whole = Training(options(tmp_path / "whole", steps=target, **plan))
+    whole = Training(options(tmp_path / "whole", algorithm, steps=target, **plan))
     whole.run()
     assert resumed.controller_path.read_bytes() == whole.controller_path.read_bytes()
 

@@ -131,8 +131,7 @@ class Generators:
         """Gives members ``(K,)`` generators with seeds ``(K,)``, uint64."""
         if self.kernel is None:
             for member, seed in zip(members.tolist(), seeds.tolist(), strict=True):
-                generator = self._objects[member] = torch.Generator()
-                generator.manual_seed(seed)
+                self._objects[member].manual_seed(seed)
             return
         self._seeds[members] = seeds
         for member in members.tolist():

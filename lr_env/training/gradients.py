@@ -333,11 +333,9 @@ class GradientFunction:
         return sum(size for address, size in kept.items() if address not in given)
 
     def _choose_num_at_once(self, num_bytes: int) -> None:
-        """For members of so many bytes each; all at once where N has no divisor nearby."""
-        most = LARGEST_AT_ONCE // num_bytes
-        if most < self._num_members and not next(self.model.parameters()).is_cuda:
-            divisors = (count for count in range(most, most // 4, -1) if self._num_members % count == 0)
-            self.num_at_once = next(divisors, self._num_members)
+        """For members of so many bytes each."""
+        if not next(self.model.parameters()).is_cuda:
+            self.num_at_once = equal_part(self._num_members, LARGEST_AT_ONCE // num_bytes)
 
     def _single(self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The reference: gradient ``(P,)`` and loss of one member by plain autograd."""
@@ -373,28 +371,32 @@ class GradientFunction:
 
 
 class EvaluationFunction:
-    """Sums of losses and metrics of N models over examples that all see, in evaluation mode and without gradients."""
+    """Sums of losses and metrics of N models over examples that all see, in evaluation mode and without gradients.
 
-    def __init__(self, task: Task, model: nn.Module, layout: ParameterLayout, batched: bool, backend: Backend) -> None:
-        self._task, self._model, self._layout, self._batched, self._backend = task, model, layout, batched, backend
+    Attributes:
+        is_batched: Whether all models are one batched computation.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, layout: ParameterLayout, is_batched: bool, backend: Backend) -> None:
+        self._task, self._model, self._layout, self.is_batched, self._backend = task, model, layout, is_batched, backend
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}  # None for what cannot be traced
 
     def __call__(
-        self, parameters: Tensor, buffers: Buffers, inputs: Tensor, targets: Tensor, input_scales: Tensor | None, with_metric: bool = True
+        self, parameters: Tensor, buffers: Buffers, input_scales: Tensor | None, inputs: Tensor, targets: Tensor, with_metric: bool = True
     ) -> Tensor:
         """Sums over examples, ``(N, 1 + K)``: observed loss and the metric's values (one 0 where the task has none).
 
         Args:
             parameters: ``(N, P)``.
             buffers: Each ``(N, …)``; not changed.
+            input_scales: Factors ``(N,)`` on the inputs, or None.
             inputs: ``(M, …)``.
             targets: ``(M, …)``.
-            input_scales: Factors ``(N,)`` on the inputs, or None.
             with_metric: Whether the metric is taken; else it is 0.
         """
         with_metric = with_metric and self._task.metric is not None
         sums = partial(self._sums, with_metric=with_metric)
-        if self._batched:
+        if self.is_batched:
             function = vmap(sums, in_dims=(0, 0, None, None, None if input_scales is None else 0))
             return self._run(function, (parameters, _clone(buffers), inputs, targets, input_scales), with_metric)
         rows = []
@@ -440,6 +442,11 @@ class EvaluationFunction:
             assert self._task.metric is not None
             metric = self._task.metric.function(outputs, targets).sum(0)
         return torch.cat([sums.view(1), metric.view(-1)])
+
+
+def equal_part(count: int, most: int) -> int:
+    """The largest divisor of a count that is at most ``most``; the count itself where it has none nearby."""
+    return count if most >= count else next((part for part in range(most, most // 4, -1) if count % part == 0), count)
 
 
 def _has_convolutions(model: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from lr_env.tasks.family import TaskFamily, as_family
 from lr_env.tasks.task import Split, SplitName, Task
 from lr_env.training.batches import Batches
 from lr_env.training.draws import Generators, draw_kernel
-from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction
+from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction, equal_part
 from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import SGD, Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
@@ -34,7 +34,7 @@ from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_
 
 _MADE_ANEW = (
     *("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser"),
-    *("_backend", "_part_backend", "_draws", "_evaluation", "_kernel"),
+    *("_backend", "_part_backend", "_draws", "_evaluation", "_kernel", "_steps_in_place"),
 )
 """What is not pickled."""
 
@@ -53,6 +53,9 @@ EXAMPLES_PER_PASS = 2**16
 """Bounds the memory of an evaluation: members times examples in one pass."""
 
 EXAMPLES_PER_PASS_ON_GPU = 2**18
+
+EXAMPLES_SIDE_BY_SIDE = 2**13
+"""The same of members that are one batched computation on a CPU: what is computed of so many takes no memory that is new to the process."""
 
 BATCHES_PER_PASS = 32
 """Bounds it too: examples in one pass, in batches of the task."""
@@ -205,7 +208,7 @@ class Population:
                 value[rows.to(self.device)] = host[name].to(self.device)
         for name, value in self.state.items():
             if name not in weights:
-                value[rows] = 0  # a diverged direction, times a rate of 0, would spoil the new weights
+                value.index_fill_(0, rows.to(self.device), 0)  # a diverged direction, times a rate of 0, would spoil the new weights
         if self._member_optimizers is not None:
             self._member_optimizers.restart(members, self.state["parameters"])
         self.steps[members] = 0
@@ -279,9 +282,7 @@ class Population:
         The first call must follow the first :meth:`restart`.
         """
         self._choose_engine()
-        engine = self._gradient_function
-        is_looped = self._may_step_in_place and not (engine.engine == "batched" or engine.is_plain or engine.is_stochastic)
-        return self.has_kernel or (is_looped and not any(name.startswith("buffer.") for name in self.state))
+        return self._steps_in_place
 
     @property
     def has_kernel(self) -> bool:
@@ -499,12 +500,14 @@ class Population:
         else:
             if self._member_optimizers is not None:
                 parameters = self._member_optimizers.evaluated(parameters)
-            at_once = EXAMPLES_PER_PASS if self._is_on_cpu else EXAMPLES_PER_PASS_ON_GPU
-            chunk = max(1, min(at_once // self.num_members, BATCHES_PER_PASS * self.task.batch_size))
-            sums = torch.zeros(self.num_members, 1, dtype=torch.float64, device=self.device)
-            for start in range(0, len(inputs), chunk):
-                part = slice(start, start + chunk)
-                sums = sums + evaluation(parameters, buffers, inputs[part], targets[part], scales, with_metric)
+            num_at_once, chunk = self._size_of_pass(len(inputs), evaluation.is_batched)
+            members = [slice(start, start + num_at_once) for start in range(0, self.num_members, num_at_once)]
+            examples = [slice(start, start + chunk) for start in range(0, len(inputs), chunk)]
+            parts = []
+            for own in members:
+                of_members = parameters[own], {name: buffer[own] for name, buffer in buffers.items()}, None if scales is None else scales[own]
+                parts.append(torch.stack([evaluation(*of_members, inputs[part], targets[part], with_metric).double() for part in examples]).sum(0))
+            sums = torch.cat(parts)
         means = (sums / len(inputs)).cpu()
         metric = self.task.metric
         if metric is None or not with_metric:
@@ -553,6 +556,8 @@ class Population:
             gradients.choose(*first, takes_examples=not self._signals.isdisjoint(EXAMPLE_SIGNALS))
             if self._may_step_in_place and gradients.engine != "looped":
                 self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
+            is_looped = self._may_step_in_place and not (gradients.engine == "batched" or gradients.is_plain or gradients.is_stochastic)
+            self._steps_in_place = self.has_kernel or (is_looped and not any(name.startswith("buffer.") for name in self.state))
             if not self._signals.isdisjoint(EXAMPLE_SIGNALS):
                 gradients.require_examples(*first)
             self._evaluation = EvaluationFunction(self.task, self._template, gradients.layout, gradients.evaluates_side_by_side, self._part_backend)
@@ -565,6 +570,16 @@ class Population:
             chosen = slice(None) if subset is None else torch.from_numpy(subset)
             self._splits[key] = (self.batches.cast(split.inputs[chosen]), self.batches.cast(split.targets[chosen]))
         return self._splits[key]
+
+    def _size_of_pass(self, num_examples: int, is_batched: bool) -> tuple[int, int]:
+        """Members and examples that are evaluated at once; see :data:`EXAMPLES_PER_PASS`."""
+        examples = min(num_examples, BATCHES_PER_PASS * self.task.batch_size)
+        if not self._is_on_cpu:
+            return self.num_members, max(1, min(examples, EXAMPLES_PER_PASS_ON_GPU // self.num_members))
+        if not is_batched:
+            return self.num_members, max(1, min(examples, EXAMPLES_PER_PASS // self.num_members))
+        members = equal_part(self.num_members, EXAMPLES_SIDE_BY_SIDE // examples)
+        return members, max(1, min(examples, EXAMPLES_SIDE_BY_SIDE // members))
 
     def _first_predictions(self) -> Tensor:
         with torch.no_grad():
@@ -601,6 +616,7 @@ class Population:
         self._draws = draw_kernel() if self._compile or not self._is_on_cpu else None
         self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype, self._draws)
         self._evaluation = self._kernel = None
+        self._steps_in_place = False
         self._take_step = self._take_losses = None
 
     def __getstate__(self) -> dict[str, Any]:
