@@ -307,7 +307,7 @@ class ControllerLR(LRScheduler):
             if self._breaker is not None and self._breaker.sees_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
                 self._go_back(self._breaker)
                 return
-            is_finite = bool(np.isfinite(signals).all())
+            is_finite = math.isfinite(signals.sum())
             self._signals.keep(is_finite)
         if is_finite:
             self._decide(signals)
@@ -325,7 +325,7 @@ class ControllerLR(LRScheduler):
             signals = signals.to(device)  # NCCL knows no other
             torch.distributed.all_reduce(signals)
             signals /= torch.distributed.get_world_size()
-        measured: np.ndarray = signals.cpu().numpy()
+        measured: np.ndarray = (signals if signals.is_cpu else signals.cpu()).numpy()
         return measured
 
     def _decide(self, signals: np.ndarray) -> None:

@@ -21,6 +21,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from agents import OnlineActorCritic
@@ -817,16 +819,31 @@ def test_a_subclass_with_the_same_step_is_known() -> None:
 
 
 def test_parameters_that_can_t_be_measured_are_refused() -> None:
-    class DTensor(nn.Parameter):
-        pass
-
-    refuse(torch.optim.SGD([DTensor(torch.ones(2))], 0.1), "sharded.*DistributedDataParallel")
-    flat = nn.Parameter(torch.ones(2))
-    flat._fsdp_flattened = True  # type: ignore[attr-defined]
-    refuse(torch.optim.SGD([flat], 0.1), "FSDP")
     refuse(torch.optim.SGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))], 0.1), "complex")
     refuse(torch.optim.SGD([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))], 0.1), "one device")
     refuse(torch.optim.SGD([nn.Parameter(torch.ones(2), requires_grad=False)], 0.1), "no parameters")
+
+
+@pytest.mark.parametrize("sharded", ["fully_shard", "its own parameters", "flat parameters"])
+def test_fsdp_is_refused(sharded: str, tmp_path: Path) -> None:
+    model: nn.Module = nn.Linear(4, 3)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        if sharded == "fully_shard":
+            fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # there is nothing to shard with one process
+                model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=sharded == "its own parameters")
+        refuse(torch.optim.SGD(model.parameters(), 0.1), "sharded.*FSDP.*DistributedDataParallel")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_parameters_of_deepspeed_are_refused() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.ds_id = 0  # type: ignore[attr-defined]  # how its third stage marks them
+    refuse(torch.optim.SGD([parameter], 0.1), "DeepSpeed")
 
 
 def rate_of_an_embedding(sparse: bool, compiles: bool = False) -> float:

@@ -397,6 +397,7 @@ class LoopSignals:
         self._latest_gradients = self._latest_directions = self._like
         self._group_of = group_of
         self._kernel = self._make_kernel(sizes) if has_kernel else None
+        self._columns = [SIGNALS.index(name) for name in self._rows[1:]] if has_kernel else []
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kernel": self._kernel is not None}  # it holds addresses
@@ -477,8 +478,9 @@ class LoopSignals:
         return kernel({"gradients": self._gradients, "weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
 
     def _of_products(self, loss: Tensor, products: np.ndarray) -> Tensor:
-        rows = [np.full(len(products), loss.item()), *(products[:, SIGNALS.index(name)] for name in self._rows[1:])]
-        return torch.from_numpy(np.array(rows)[:, :, np.newaxis])
+        signals = np.empty((len(self._rows), len(products), 1))
+        signals[0], signals[1:, :, 0] = loss.item(), products.T[self._columns]
+        return torch.from_numpy(signals)
 
     def _measure_whole(self, loss: Tensor) -> Tensor:
         nothing = self._like.view(1, 0)
