@@ -307,7 +307,7 @@ class ControllerLR(LRScheduler):
             if self._breaker is not None and self._breaker.sees_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
                 self._go_back(self._breaker)
                 return
-            is_finite = math.isfinite(signals.sum())
+            is_finite = bool(np.isfinite(signals).all())
             self._signals.keep(is_finite)
         if is_finite:
             self._decide(signals)
