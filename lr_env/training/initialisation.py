@@ -48,6 +48,7 @@ class Initialiser:
         self.is_drawn_at_once = False
         self._steps: list[Step] = []
         self._constants = torch.zeros(0)  # (P + S,): what no step writes, and room for draws that are no part of the model
+        self._is_all_drawn = False  # whether there is nothing of the former
         self._buffers: dict[str, Tensor] = {}  # one member's
         try:
             self.is_recorded = self._record() and self._agrees(self._replay)
@@ -139,7 +140,8 @@ class Initialiser:
         size = self._layout.size
         is_whole = len(rows) == len(parameters) and parameters.dtype == torch.float32 and bool((rows == np.arange(len(rows))).all())
         vectors = parameters if is_whole else torch.empty(len(rows), size)
-        vectors[:] = self._constants[:size]
+        if not self._is_all_drawn:
+            vectors[:] = self._constants[:size]
         steps = [(start, stop, *arguments) for start, stop, _, arguments in self._steps]
         self._kernel.uniform(generators.packed, members, steps, vectors)  # type: ignore[arg-type]  # two arguments each
         if not is_whole:
@@ -167,6 +169,10 @@ class Initialiser:
                 start = starts.get(_address(tensor), size) + int(tensor.storage_offset())
                 self._steps.append((start, start + tensor.numel(), method, arguments))
                 stop = max(stop, start + tensor.numel())
+            is_drawn = torch.zeros(size, dtype=torch.bool)
+            for start, stop_of_step, method, _ in self._steps:
+                is_drawn[start:stop_of_step] |= method in DRAWS
+            self._is_all_drawn = bool(is_drawn.all())
             self._constants = torch.cat([self._layout.flatten(parameters).float(), torch.zeros(stop - size)])
             self._buffers = {name: buffer.clone() for name, buffer in model.to(self._dtype).named_buffers()}
         return True

@@ -359,11 +359,11 @@ extern "C" void step_perceptrons(int64_t members, int64_t size, int threads, Num
   }
 }
 
-// Sums over `count` examples, which all members see: losses and, of classes, how many are right.
+// Sums over `count` examples, which all members see: losses and, of classes and where it is asked for, how many are right.
 //   weights: (members, P); inputs: (count, WIDTHS[0]); targets: (count,) or (count, WIDTHS[LAYERS]); indices: 0, 1, 2, ...; scales: (members,) or null;
 //   sums: (members, 2).
 extern "C" void evaluate_perceptrons(int64_t members, int64_t size, int threads, const Number* weights, const Number* inputs, const void* targets,
-                                     const int64_t* indices, int64_t count, const Number* scales, double* sums) {
+                                     const int64_t* indices, int64_t count, const Number* scales, int counts_right, double* sums) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Scratch scratch;
@@ -374,7 +374,7 @@ extern "C" void evaluate_perceptrons(int64_t members, int64_t size, int threads,
         const int own = std::min<int64_t>(BATCH, count - start);
         forward(weights + member * size, inputs, indices + start, own, scales ? scales[member] : Number(1), scratch);
         if constexpr (IS_CLASSIFICATION)
-          right += correct(scratch.values + values_before(LAYERS), static_cast<const int64_t*>(targets), indices + start, own);
+          if (counts_right) right += correct(scratch.values + values_before(LAYERS), static_cast<const int64_t*>(targets), indices + start, own);
         losses += loss_and_slopes(targets, indices + start, own, scratch);
       }
       sums[2 * member] = losses;

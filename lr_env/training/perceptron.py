@@ -106,7 +106,7 @@ class PerceptronKernel:
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._step, self._evaluate = library.step_perceptrons, library.evaluate_perceptrons
         self._step.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 6, integer, *[pointer] * 4]
-        self._evaluate.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 4, integer, pointer, pointer]
+        self._evaluate.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 4, integer, pointer, ctypes.c_int, pointer]
         self._step.restype = self._evaluate.restype = None
         self._size, self._num_groups, self._is_classification = perceptron.size, len(groups), is_classification
 
@@ -114,7 +114,7 @@ class PerceptronKernel:
         """Whether :meth:`sums` give this metric."""
         return metric is None or (metric is ACCURACY and self._is_classification)
 
-    def sums(self, parameters: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor | None) -> Tensor:
+    def sums(self, parameters: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor | None, with_metric: bool = True) -> Tensor:
         """Sums over examples that all see: losses and, of classes, how many are right; ``(N, 2)``, float64.
 
         Args:
@@ -122,11 +122,12 @@ class PerceptronKernel:
             inputs: ``(M, …)``.
             targets: ``(M, …)``.
             scales: Of the inputs, ``(N,)``, or None.
+            with_metric: Whether those that are right are counted; else they are 0.
         """
         sums, indices = torch.empty(len(parameters), 2, dtype=torch.float64), torch.arange(len(inputs))
         first = len(parameters), self._size, torch.get_num_threads()
         tensors = (each.data_ptr() for each in (parameters, inputs, targets, indices))
-        self._evaluate(*first, *tensors, len(inputs), None if scales is None else scales.data_ptr(), sums.data_ptr())
+        self._evaluate(*first, *tensors, len(inputs), None if scales is None else scales.data_ptr(), with_metric, sums.data_ptr())
         return sums
 
     def __call__(

@@ -206,9 +206,12 @@ class Population:
         if not self._is_on_cpu:
             for name, value in weights.items():
                 value[rows.to(self.device)] = host[name].to(self.device)
-        for name, value in self.state.items():
-            if name not in weights:
-                value.index_fill_(0, rows.to(self.device), 0)  # a diverged direction, times a rate of 0, would spoil the new weights
+        rest = {id(value): value for name, value in self.state.items() if name not in weights}  # SGD's direction is the gradient
+        for value in rest.values():  # a diverged direction, times a rate of 0, would spoil the new weights
+            if len(members) == self.num_members:
+                value.zero_()
+            else:
+                value.index_fill_(0, rows.to(self.device), 0)
         if self._member_optimizers is not None:
             self._member_optimizers.restart(members, self.state["parameters"])
         self.steps[members] = 0
@@ -496,7 +499,7 @@ class Population:
         evaluation = self._choose_engine()
         parameters, buffers, scales = self.state["parameters"], _part(self.state, "buffer."), self.batches.input_scales
         if self._kernel is not None and self._kernel.can_measure(self.task.metric):
-            sums = self._kernel.sums(parameters, inputs, targets, scales)
+            sums = self._kernel.sums(parameters, inputs, targets, scales, with_metric)
         else:
             if self._member_optimizers is not None:
                 parameters = self._member_optimizers.evaluated(parameters)
