@@ -146,6 +146,7 @@ class PolicyNetwork(nn.Module):
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        self._has_small_layers = all(layer.weight.numel() <= LARGEST_LAYER_OF_ONE for layer in self._linear)
         self._addresses: list[int] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -179,7 +180,7 @@ class PolicyNetwork(nn.Module):
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
         affine = self._affine()
-        if observations.size == self.num_features and all(weight.numel() <= LARGEST_LAYER_OF_ONE for weight, _ in affine):
+        if self._has_small_layers and observations.size == self.num_features:
             return self._predict_one(observations, affine), state
         with torch.no_grad(), full_precision():
             # What `forward` does; calls of modules would take longer than this.

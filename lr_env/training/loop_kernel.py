@@ -6,6 +6,7 @@ import ctypes
 import operator
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class LoopKernel:
         self._measure.argtypes, self._measure.restype = [integer, pointer, pointer, ctypes.c_int, pointer], None
         self._sizes, self._ones, self._num_groups = sizes, [1] * len(sizes), max(group_of) + 1
         self._seen: dict[str, tuple[Sequence[Tensor | None], list[int]]] = {}  # tensors and their addresses, by name
+        self._options: list[Any] = []
+        self._numbers = np.zeros((0, 0))
         self._table = np.zeros((len(sizes), len(COLUMNS)), np.int64)
         self._table[:, :3] = np.transpose([sizes, rule_of, group_of])
         if before is not None:
@@ -72,9 +75,12 @@ class LoopKernel:
             self._table[:, COLUMNS.index(name)] = addresses
             if name != "gradients":  # these are others at every step, and would take memory in between
                 self._seen[name] = of_parameters, addresses
-        numbers = np.array([_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)])
+        options = [*rules, *ratios, factor]
+        if options != self._options:
+            self._options = options
+            self._numbers = np.array([_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)])
         totals = np.zeros((self._num_groups, len(SIGNALS)))
-        self._measure(len(self._table), self._table.ctypes.data, numbers.ctypes.data, torch.get_num_threads(), totals.ctypes.data)
+        self._measure(len(self._table), self._table.ctypes.data, self._numbers.ctypes.data, torch.get_num_threads(), totals.ctypes.data)
         return totals
 
 

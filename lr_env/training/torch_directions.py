@@ -95,6 +95,9 @@ def _adam_options(group: ParameterGroup) -> dict[str, float]:
 
 
 _MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
+_OPTIONS = ("momentum", "nesterov", "betas", "alpha", "centered", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay")
+"""Of a parameter group: on what its rule depends."""
+
 _KINDS: Mapping[type[torch.optim.Optimizer], _Kind] = {
     torch.optim.SGD: _Kind(_sgd, {"momentum": "momentum_buffer"}, {"dampening": 0}),
     torch.optim.Adagrad: _Kind(_adagrad, {"sum_of_squares": "sum"}, {"lr_decay": 0}),
@@ -168,7 +171,7 @@ class Directions:
         found = next((kind for known, kind in _KINDS.items() if inspect.unwrap(known.step) is step), None)
         if found is None:
             raise UnknownDirectionError(f"the direction of {type(optimizer).__name__} is not known; known are {', '.join(KNOWN_OPTIMIZERS)}")
-        self._kind = found
+        self._kind, self._refused = found, tuple(({"maximize": False} | dict(found.refused)).items())
         self._made: dict[tuple[Any, ...], StackedOptimizer] = {}
         self._names: dict[StackedOptimizer, list[str]] = {}
         self._memory: Tensor | None = None
@@ -266,11 +269,10 @@ class Directions:
         return directions
 
     def _rule(self, group: ParameterGroup) -> StackedOptimizer:
-        for option, allowed in ({"maximize": False} | dict(self._kind.refused)).items():
+        for option, allowed in self._refused:
             if group.get(option, allowed) != allowed:
                 raise UnknownDirectionError(f"the direction of {type(self._optimizer).__name__} is not known with {option}={group[option]!r}")
-        names = ("momentum", "nesterov", "betas", "alpha", "centered", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay")
-        key = tuple(group.get(name) for name in names)
+        key = tuple(map(group.get, _OPTIONS))
         if key not in self._made:
             rule = self._kind.make(group)
             self._made = {key: rule} | ({} if len(self._made) > 100 else self._made)
