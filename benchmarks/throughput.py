@@ -377,13 +377,14 @@ def make_tables(results: Results) -> list[Table]:
 
 
 def make_panel(name: TaskName, results: Sequence[Result]) -> Panel:
-    """One task's results for the figure: ratios to the bare loop, times its speed, so that a machine that slows down bends no line."""
-    bare = next(result for result in results if result.row.kind == "bare")
+    """One task's results for the figure: ratios to the bare loop, times its speed beside all rows, so that a machine that slows down bends no line."""
+    repeats = [repeat for result in results for repeat in result.repeats]
+    bare_speed, limit = float(np.median([repeat.bare_speed for repeat in repeats])), float(np.median([repeat.limit for repeat in repeats]))
     lines: dict[str, dict[int, float]] = {"eager": {}, "compiled": {}}
     for result in results:
         if result.row.is_plain:
-            lines["compiled" if result.row.compiled else "eager"][result.row.members] = result.ratio * bare.speed
-    return Panel(name, {label: line for label, line in lines.items() if line}, bare.speed, bare.speed / bare.share)
+            lines["compiled" if result.row.compiled else "eager"][result.row.members] = result.ratio * bare_speed
+    return Panel(name, {label: line for label, line in lines.items() if line}, bare_speed, limit / results[0].flops)
 
 
 def as_json(results: Results, options: Options) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from benchmarks.__main__ import leaderboard
 from benchmarks.lr_bench.contestants import enter, rivals
 from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import STANDARD
+from benchmarks.throughput import make_tables, read_results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "standard"
@@ -101,3 +102,28 @@ def test_the_published_tables_are_those_of_the_published_results(published: sqli
         ]
         assert 100 * (10 ** np.mean(differences) - 1) == pytest.approx(float(row["Loss against it"]), abs=1e-6), row
         assert row["Tasks won"] == f"{sum(np.array(differences) < 0)} / {len(STANDARD.tasks)}"
+
+
+THROUGHPUT_SHOWN = {
+    "PyTorch loop with `DataLoader`": "PyTorch loop with DataLoader",
+    "DACBench's `SGDEnv`": "DACBench's SGDEnv",
+    "`gym.make`": "single, gym.make",
+    "`gym.make`, `compile=True`": "single, gym.make, compiled",
+    "Gymnasium's `AsyncVectorEnv` of 64, two cores": "AsyncVectorEnv N = 64",
+    "Stable-Baselines3's `SubprocVecEnv` of 64, two cores": "SB3 SubprocVecEnv N = 64",
+    "`gym.make_vec`, 64 members": "native N = 64",
+    "`gym.make_vec`, 64 members, `compile=True`": "native N = 64, compiled",
+    "`gym.make_vec`, 1,024 members, `compile=True`": "native N = 1024, compiled",
+    "`agents.sb3.make_sb3_env`, 64 members, `compile=True`": "SB3 adapter N = 64, compiled",
+    "`gym.make_vec`, 1,024 members, `compile=True, num_threads=2`, two cores": "native N = 1024, compiled, 2 threads",
+}
+
+
+def test_throughput_is_what_its_files_hold() -> None:
+    results = read_results([ROOT / "benchmarks" / "results" / "throughput" / f"{name}.json" for name in ("mlp", "cnn", "transformer")])
+    page, readme = ((ROOT / path).read_text() for path in ("benchmarks/README.md", "README.md"))
+    for table in make_tables(results):
+        assert table.to_markdown() in page
+    measured = {result.row.name: result for result in results["mlp"]}
+    for text, name in THROUGHPUT_SHOWN.items():
+        assert f"| {text} | {measured[name].speed:,.0f} | {measured[name].ratio:.2f} |" in readme
