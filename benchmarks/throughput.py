@@ -377,7 +377,7 @@ def make_tables(results: Results) -> list[Table]:
 
 
 def make_panel(name: TaskName, results: Sequence[Result]) -> Panel:
-    """One task's results for the figure: ratios to the bare loop, times its speed beside all rows, so that a machine that slows down bends no line."""
+    """One task's results for the figure: ratios to the bare loop, times its speed beside all rows, so that a slower machine bends no line."""
     repeats = [repeat for result in results for repeat in result.repeats]
     bare_speed, limit = float(np.median([repeat.bare_speed for repeat in repeats])), float(np.median([repeat.limit for repeat in repeats]))
     lines: dict[str, dict[int, float]] = {"eager": {}, "compiled": {}}
