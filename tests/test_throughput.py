@@ -161,6 +161,7 @@ def test_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(lines) == [
         "bare PyTorch loop",
         "PyTorch loop with DataLoader",
+        *(["DACBench's SGDEnv"] if find_spec("dacbench") else []),
         "single, gym.make",
         "native N = 2",
         *(f"native N = 2, features {name}" for name in ("absolute", "xu2017", "daniel2016", "xu2019", "solar2026")),
