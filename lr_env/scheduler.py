@@ -534,8 +534,11 @@ def _saved(state: Sequence[Any]) -> list[Tensor]:
 _UNSAVED = "The controller's state can't be saved, as it holds other things than numbers: let predict() return a tuple of arrays."
 
 
-def _can_be_saved(state: Sequence[Any]) -> bool:
-    return all(np.asarray(part).dtype.kind in "biuf" for part in state)
+def _can_be_saved(state: Any) -> bool:
+    try:
+        return all(np.asarray(part).dtype.kind in "biuf" for part in state)
+    except (TypeError, ValueError):  # no sequence, or a part that is no array
+        return False
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

@@ -186,7 +186,8 @@ def test_rosenbrock_refuses_impossible_numbers(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("examples_per_pass", [2**16, 10])
 def test_r_squared_equals_scikit_learns(monkeypatch: pytest.MonkeyPatch, examples_per_pass: int) -> None:
-    monkeypatch.setattr("lr_env.training.population.EXAMPLES_PER_PASS", examples_per_pass)
+    for name in ("EXAMPLES_PER_PASS", "EXAMPLES_SIDE_BY_SIDE"):
+        monkeypatch.setattr(f"lr_env.training.population.{name}", examples_per_pass)
     generator = torch.Generator().manual_seed(0)
     inputs, offset = torch.randn(60, 2, generator=generator), 1e4  # a mean far larger than the deviation
     targets = offset + inputs.sum(1) + 0.5 * torch.randn(60, generator=generator)

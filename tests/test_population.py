@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lr_env import Task, make_task
 from lr_env.seeding import Streams
 from lr_env.tasks import TaskFamily, Variant
 from lr_env.training import OPTIMIZERS, SIGNALS, Population, make_optimizer, signal_rows
-from lr_env.training.gradients import LARGEST_AT_ONCE, GradientFunction
+from lr_env.training.gradients import LARGEST_AT_ONCE, EvaluationFunction, GradientFunction
 from lr_env.training.signals import EXAMPLE_SIGNALS
 from tests.reference import directions, flat, mean_loss, train
 from tests.rollouts import RUINOUS_RATE, advance, start, tiny_task
@@ -235,12 +235,31 @@ def test_evaluation_of_a_subset_and_in_evaluation_mode() -> None:
     assert all(torch.equal(before[name], buffer) for name, buffer in population.buffers.items())
 
 
-def test_large_evaluations_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    population = start(tiny_task(), [0, 1, 2])
+@pytest.mark.parametrize(
+    ("engine", "at_once", "expected"),
+    [("batched", 90, (4, 22)), ("batched", 102, (1, 102)), ("batched", 204, (2, 102)), ("batched", 10**6, (4, 102)), ("looped", 90, (4, 22))],
+)
+@pytest.mark.parametrize("varies_inputs", [False, True])
+def test_large_evaluations_in_parts_are_the_same(
+    engine: Any, at_once: int, expected: tuple[int, int], varies_inputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_task()
+    family = TaskFamily("scaled", lambda generator: task, input_scale_decades=(-0.5, 0.5)) if varies_inputs else task
+    population, sizes, evaluate = start(family, range(4), gradients=engine), [], EvaluationFunction.__call__
     population.begin()
-    whole = population.evaluate("train").losses
-    monkeypatch.setattr("lr_env.training.population.EXAMPLES_PER_PASS", 90)  # 30 examples at once
-    np.testing.assert_allclose(population.evaluate("train").losses, whole, rtol=1e-13)
+    whole = population.evaluate("train")
+
+    def observed(function: EvaluationFunction, parameters: Tensor, buffers: Any, scales: Any, inputs: Tensor, *others: Any) -> Tensor:
+        sizes.append((len(parameters), len(inputs)))
+        return evaluate(function, parameters, buffers, scales, inputs, *others)
+
+    monkeypatch.setattr(EvaluationFunction, "__call__", observed)
+    for name in ("EXAMPLES_PER_PASS", "EXAMPLES_SIDE_BY_SIDE"):
+        monkeypatch.setattr(f"lr_env.training.population.{name}", at_once)
+    parts = population.evaluate("train")
+    assert sizes[0] == expected and sum(members * examples for members, examples in sizes) == 4 * 102
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-13)
+    np.testing.assert_allclose(parts.metrics, whole.metrics, rtol=1e-13)
 
 
 def test_evaluation_before_the_first_gradient() -> None:

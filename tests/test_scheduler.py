@@ -710,6 +710,18 @@ def test_a_schedule_is_saved_but_not_one_that_keeps_objects() -> None:
             assert case.controller.state_dict()["controller_state"] == [torch.tensor([expected - 1])]
 
 
+def test_a_state_that_is_no_sequence_is_warned_of() -> None:
+    class Counting:
+        def predict(self, observation: np.ndarray, state: int | None = None, **_: Any) -> tuple[np.ndarray, int]:
+            return np.zeros((len(observation), 1)), (state or 0) + 1
+
+    with pytest.warns(UserWarning, match="state can't be saved"):
+        case = Case(controller=Counting())
+    case.step()
+    with pytest.raises(TypeError, match="state can't be saved"):
+        case.controller.state_dict()
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_goes_on_by_itself(how: str) -> None:
     case, other = Case(action=0.1, circuit_breaker=True), Case(action=0.1, circuit_breaker=True)

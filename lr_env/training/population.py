@@ -190,7 +190,7 @@ class Population:
 
     def restart(self, members: np.ndarray, streams: list[Streams]) -> None:
         """Gives members ``(K,)`` new weights, a new data order and new draws of the family, from their streams ``(K,)``."""
-        rows = torch.from_numpy(members)
+        rows = torch.from_numpy(members).to(self.device)
         weights = {name: value for name, value in self.state.items() if name.startswith(("parameters", "buffer."))}
         host, host_rows = weights, members
         if not self._is_on_cpu:
@@ -205,13 +205,13 @@ class Population:
                         weight.mul_(scale)
         if not self._is_on_cpu:
             for name, value in weights.items():
-                value[rows.to(self.device)] = host[name].to(self.device)
+                value[rows] = host[name].to(self.device)
         rest = {id(value): value for name, value in self.state.items() if name not in weights}  # SGD's direction is the gradient
         for value in rest.values():  # a diverged direction, times a rate of 0, would spoil the new weights
             if len(members) == self.num_members:
                 value.zero_()
             else:
-                value.index_fill_(0, rows.to(self.device), 0)
+                value.index_fill_(0, rows, 0)
         if self._member_optimizers is not None:
             self._member_optimizers.restart(members, self.state["parameters"])
         self.steps[members] = 0
