@@ -1,4 +1,4 @@
-"""Fixed trainings on which the training command evaluates controllers."""
+"""Whole trainings under a controller, and the fixed ones on which the training command evaluates controllers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lr_env.controllers import BoundController, Controller
+from lr_env.episodes import Episodes, Outcome
+from lr_env.groups import EpisodeGroups
 from lr_env.mdp import MDP
 from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import TaskFamily
@@ -126,16 +128,40 @@ def _scores(environment: LearningRateVectorEnv, controller: Controller, seeds: S
     episodes.restart(members, seeds)
     outcome = episodes.begin(members)
     first = episodes.evaluate("train").losses - episodes.lower_bounds
-    running, diverged, starts, state = np.ones(len(members), bool), np.zeros(len(members), bool), np.ones(len(members), bool), None
-    while running.any():
-        actions, state = controller.predict(outcome.observations, state, starts, deterministic=True)
-        outcome = episodes.step(episodes.parse_actions(actions), None if running.all() else np.flatnonzero(running))
-        diverged |= running & outcome.diverged
-        running &= ~outcome.ended
-        starts = np.zeros(len(members), bool)
+    diverged = run_to_the_end(episodes, controller, outcome).diverged
     last = episodes.evaluate("train").losses - episodes.lower_bounds
     last = np.where(diverged | ~np.isfinite(last), first * 10**DIVERGENCE_PENALTY, last)
     return Scores(np.log10(np.maximum(last + loss_floor * first, 1e-38)), diverged)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How N trainings went.
+
+    Attributes:
+        returns: Sums of their rewards, ``(N,)``.
+        diverged: ``(N,)``.
+        num_decisions: Made until they ended, ``(N,)``.
+    """
+
+    returns: np.ndarray
+    diverged: np.ndarray
+    num_decisions: np.ndarray
+
+
+def run_to_the_end(episodes: Episodes | EpisodeGroups, controller: Controller, outcome: Outcome) -> Ends:
+    """Lets a controller run trainings that have begun with this outcome until all have ended."""
+    running, starts, state = np.ones(episodes.num_members, bool), np.ones(episodes.num_members, bool), None
+    returns, diverged, num_decisions = np.zeros(len(running)), np.zeros(len(running), bool), np.zeros(len(running), np.int64)
+    while running.any():
+        actions, state = controller.predict(outcome.observations, state, starts, deterministic=True)
+        outcome = episodes.step(episodes.parse_actions(actions), None if running.all() else np.flatnonzero(running))
+        returns += np.where(running, outcome.rewards, 0.0)
+        diverged |= running & outcome.diverged
+        num_decisions += running
+        running &= ~outcome.ended
+        starts = np.zeros(len(running), bool)
+    return Ends(returns, diverged, num_decisions)
 
 
 def _multiple(number: int, of: int) -> int:

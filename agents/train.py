@@ -33,12 +33,14 @@ from lr_env import __version__
 from lr_env.checks import unknown_name
 from lr_env.controllers import BoundController, load_controller, save_controller
 from lr_env.mdp import MDP
+from lr_env.tasks import TaskFamily
 from lr_env.vector_env import LearningRateVectorEnv
 
 from agents.actor_critic import ActorCriticConfig
 from agents.ddpg import DDPG, DDPGConfig
 from agents.evaluation import EvaluationTrainings, interrupts_ignored
 from agents.online_training import OnlineTraining
+from agents.policy_iteration import DirectPolicyIteration, PolicyIterationConfig
 
 try:
     import tyro
@@ -59,12 +61,12 @@ except ImportError as error:
 
 Configuration = TypeVar("Configuration")
 
-_CONFIGURATIONS: Mapping[str, Callable[[], Any]] = {"actor-critic": ActorCriticConfig, "ddpg": DDPGConfig}
+_CONFIGURATIONS: Mapping[str, Callable[[], Any]] = {"actor-critic": ActorCriticConfig, "ddpg": DDPGConfig, "dpi": PolicyIterationConfig}
 """Of this package's own algorithms."""
 
 
 class Agent(Protocol):
-    """What learns: :class:`agents.ddpg.DDPG`, :class:`agents.online_training.OnlineTraining` or :class:`agents.sb3.SB3Agent`."""
+    """What learns: a class of :mod:`agents.ddpg`, :mod:`agents.policy_iteration`, :mod:`agents.online_training` or :mod:`agents.sb3`."""
 
     @property
     def num_steps_taken(self) -> int:
@@ -144,8 +146,7 @@ class Training:
         trained = family if options.num_variants is None else dataclasses.replace(family, num_variants=options.num_variants)
         self.num_variants = trained.num_variants
         arguments = environment_arguments(options)
-        fewest = 1 if options.algorithm == "actor-critic" else 256 if options.family else 64
-        self.num_envs = options.num_envs or max(fewest, self.num_variants)
+        self.num_envs = options.num_envs or self._default_num_envs()
         if options.paired and self.num_envs % self.num_variants:
             if options.num_envs:
                 raise ValueError(f"Twins need num_envs to be a multiple of the {self.num_variants} variants, but {self.num_envs} was given.")
@@ -154,12 +155,9 @@ class Training:
             raise ValueError(
                 f"num_envs must be at least {self.num_variants}, one for each variant of {family.name!r}, but {self.num_envs} was given."
             )
-        num_trainings = 2 * self.num_envs if options.paired else self.num_envs
-        with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too
-            execution: dict[str, Any] = {"compile": options.compile, "device": options.device, "num_processes": options.num_processes}
-            self.environment = LearningRateVectorEnv(num_trainings, trained, **arguments, **execution, autoreset_mode="SameStep")
+        self.environment = self._make_environment(trained, arguments)
         self.hyperparameters = self._hyperparameters()
-        self.agent = self._make_agent()
+        self.agent = self._make_agent(trained, arguments)
         self.agent.bind()  # now, not after hours, an error that it can't be a controller
         self.evaluation = EvaluationTrainings(family, options, self.environment.mdp, arguments)
         self.record = self._new_record(arguments)
@@ -271,6 +269,21 @@ class Training:
             )
         return "\n".join([*lines, f"Written: {self.controller_path}, {self.record_path.name}, {self.checkpoint_path.name}"])
 
+    def _default_num_envs(self) -> int:
+        options = self.options
+        if options.algorithm == "dpi":
+            given = assignments("hyperparameters", options.hyperparameters)
+            num_actions = len(given.get("actions", PolicyIterationConfig().actions))
+            return num_actions * (self.num_variants if options.family else 64)
+        return max(1 if options.algorithm == "actor-critic" else 256 if options.family else 64, self.num_variants)
+
+    def _make_environment(self, family: TaskFamily, arguments: Mapping[str, Any]) -> LearningRateVectorEnv:
+        options = self.options
+        num_trainings = 2 * self.num_envs if options.paired else self.num_envs
+        with interrupts_ignored():  # by the processes of an environment, which a terminal interrupts too
+            execution: dict[str, Any] = {"compile": options.compile, "device": options.device, "num_processes": options.num_processes}
+            return LearningRateVectorEnv(num_trainings, family, **arguments, **execution, autoreset_mode="SameStep")
+
     def _hyperparameters(self) -> dict[str, Any]:
         """The defaults, overridden by what was given."""
         options, environment = self.options, self.environment
@@ -290,11 +303,18 @@ class Training:
         policy = defaults["policy_kwargs"] | given.pop("policy_kwargs", {})
         return defaults | {"device": options.device} | _integers(given, defaults) | {"policy_kwargs": policy}
 
-    def _make_agent(self) -> Agent:
+    def _make_agent(self, trained: TaskFamily, arguments: Mapping[str, Any]) -> Agent:
         options = self.options
         if options.algorithm == "ddpg":
             config = self._configuration(lambda hidden, **others: DDPGConfig(hidden=tuple(hidden), **others))
             return DDPG(self.environment, config, options.seed)
+        if options.algorithm == "dpi":
+
+            def next_environment(number: int) -> LearningRateVectorEnv:
+                return self._make_environment(dataclasses.replace(trained, family_seed=trained.family_seed + number), arguments)
+
+            of_variants = next_environment if self.num_variants > 1 else None
+            return DirectPolicyIteration(self.environment, self._configuration(_policy_iteration_config), options.seed, of_variants)
         if options.algorithm == "actor-critic":
             return OnlineTraining(self.environment, self._configuration(ActorCriticConfig), options.seed)
         from agents.sb3 import SB3Agent
@@ -366,6 +386,12 @@ class Training:
         finally:
             for name in names:
                 signal.signal(name, before[name])
+
+
+def _policy_iteration_config(**values: Any) -> PolicyIterationConfig:
+    """The configuration, with tuples where JSON has lists."""
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return PolicyIterationConfig(**given)
 
 
 def _integers(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from lr_env.tasks import TaskFamily, make_task
 
 from agents.actor_critic import ONLINE_ENVIRONMENT
 
-Algorithm: TypeAlias = Literal["a2c", "actor-critic", "ddpg", "dqn", "ppo", "sac", "td3"]
+Algorithm: TypeAlias = Literal["a2c", "actor-critic", "ddpg", "dpi", "dqn", "ppo", "sac", "td3"]
 
-RESIDUAL_ALGORITHMS = ("ddpg", "sac", "td3")
+RESIDUAL_ALGORITHMS = ("ddpg", "dpi", "sac", "td3")
 """They correct a rule's rate: with relative actions, whose effects add up, they get stuck at the lowest rate more easily."""
 
 
@@ -32,12 +32,12 @@ class Process:
     """Names of features or sets of them. By default ``scale_free``; ``xu2017``, the loss, for actor-critic."""
     action: str | None = None
     """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``discrete`` for dqn, ``rate`` for
-    actor-critic, ``residual`` for families and for ddpg, sac and td3, else ``relative``."""
+    actor-critic, ``residual`` for families and for ddpg, dpi, sac and td3, else ``relative``."""
     reward: str | None = None
     """``log_loss``, ``loss``, or a mapping. By default ``log_loss``; ``loss`` for actor-critic."""
     reward_on: str | None = None
-    """Loss that is rewarded. By default ``same_batch`` for actor-critic, ``reference`` for families and for ddpg, sac and td3, else
-    ``next_batch``."""
+    """Loss that is rewarded. By default ``same_batch`` for actor-critic, ``final`` for dpi, ``reference`` for families and for ddpg, sac and td3,
+    else ``next_batch``."""
     loss_floor: float | None = None
     """Floor of the logarithm relative to the first loss. By default 0.01 for families, else 0."""
     lr_min: float | None = None
@@ -59,8 +59,9 @@ class TrainingOptions(Process):
     """Options of a training."""
 
     algorithm: Algorithm = "ppo"
-    """ddpg and actor-critic are this package's own, the others are Stable-Baselines3's. actor-critic is the paper's, which learns online; here it
-    goes on from training to training, and the result is its actor, frozen."""
+    """ddpg, dpi and actor-critic are this package's own, the others are Stable-Baselines3's. dpi, direct policy iteration, makes each training with
+    several actions side by side, and learns which was worth most. actor-critic is the paper's, which learns online; here it goes on from training to
+    training, and the result is its actor, frozen."""
     task: str | None = None
     """Registered name of a task; ``python -m lr_env.tasks`` lists them. By default digits-mlp-scaled."""
     family: str | None = None
@@ -68,13 +69,13 @@ class TrainingOptions(Process):
     rollout."""
     num_variants: int | None = None
     """Number of variants that are drawn of the family for training: the more, the less an agent can learn them by heart. By default the
-    family's own, on which it is evaluated in any case."""
+    family's own, on which it is evaluated in any case. dpi draws as many new ones for each of its rounds."""
     steps: int | None = None
     """Environment steps of all members together. By default 300,000; 200,000 for ddpg, sac and td3, which make more of each; 50,000 for
-    actor-critic, one training at a time."""
+    actor-critic, one training at a time. dpi goes on to the end of a round."""
     num_envs: int | None = None
     """Trainings side by side. By default 64; for a family 256, or its variants if there are more; for actor-critic as few as possible, 1 or a
-    family's variants."""
+    family's variants; for dpi 64, or a family's variants, with each of its actions."""
     seed: int = 0
     """Seed of everything."""
     horizon: int | None = None
@@ -83,10 +84,10 @@ class TrainingOptions(Process):
     """Of the algorithm, as name=value with values in JSON, or one JSON mapping; they override the defaults. Of Stable-Baselines3's,
     learning_rate=lin_0.001 falls to 0 along a line."""
     scale_rewards: bool = False
-    """Divide the rewards of each variant by their running scale; not for ddpg and actor-critic."""
+    """Divide the rewards of each variant by their running scale; for Stable-Baselines3's algorithms."""
     paired: bool = False
     """Pay each training what it gained over its twin, the same training under the action 0: the schedule or rule that a residual action
-    corrects. As many trainings more are made, but returns vary less. Not for ddpg, actor-critic and dqn."""
+    corrects. As many trainings more are made, but returns vary less. For a2c, ppo, sac and td3; dpi compares so in any case."""
     compile: bool = False
     """Compile the step of all trainings; takes seconds for each variant, and pays for long runs."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
@@ -109,7 +110,7 @@ class TrainingOptions(Process):
     @property
     def total_steps(self) -> int:
         """What ``steps`` says, or its default."""
-        defaults = dict.fromkeys(RESIDUAL_ALGORITHMS, 200_000) | {"actor-critic": 50_000}
+        defaults = dict.fromkeys(("ddpg", "sac", "td3"), 200_000) | {"actor-critic": 50_000}
         return self.steps or defaults.get(self.algorithm, 300_000)
 
 
@@ -147,6 +148,8 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         defaults = ONLINE_ENVIRONMENT
     elif algorithm == "dqn":
         defaults["action"] = "discrete"
+    elif algorithm == "dpi":
+        defaults["reward_on"] = "final"
     features = options.features or (defaults["features"],)
     given = _name_or_mapping("reward", options.reward or defaults["reward"])
     reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
@@ -183,9 +186,9 @@ def check_options(options: TrainingOptions) -> None:
         if getattr(options, name) is not None:
             positive_integer(name, getattr(options, name))
     check_seed(options.seed)
-    if options.scale_rewards and options.algorithm in ("actor-critic", "ddpg"):
+    if options.scale_rewards and options.algorithm in ("actor-critic", "ddpg", "dpi"):
         raise ValueError("scale_rewards is for Stable-Baselines3's algorithms. Leave it out; ddpg has --hyperparameters reward_scale=....")
-    if options.paired and options.algorithm in ("actor-critic", "ddpg", "dqn"):
+    if options.paired and options.algorithm in ("actor-critic", "ddpg", "dpi", "dqn"):
         raise ValueError(f"paired is for a2c, ppo, sac and td3, but algorithm={options.algorithm!r} was given. Leave it out.")
     if options.num_variants is not None and options.family is None:
         raise ValueError(f"num_variants={options.num_variants} needs a family. Pass --family small, for example, or leave it out.")

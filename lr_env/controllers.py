@@ -115,6 +115,7 @@ class PolicyNetwork(nn.Module):
         activation: ``"relu"`` or ``"tanh"``, between layers.
         output: What becomes of the last layer's values: ``"tanh"``, ``"clip"`` to [−1, 1], or ``"argmax"``: the index of the largest, an
             integer for a discrete action.
+        averages: Whether the perceptron is also given the mean of all observations since the start of the training, which its state keeps.
 
     Raises:
         ValueError: If a name is unknown.
@@ -128,14 +129,15 @@ class PolicyNetwork(nn.Module):
         seed: int = 0,
         activation: Activation = "relu",
         output: Output = "tanh",
+        averages: bool = False,
     ) -> None:
         super().__init__()
         for what, name, valid in (("activation", activation, _ACTIVATIONS), ("output", output, _OUTPUTS)):
             if name not in valid:
                 raise unknown_name(what, name, valid)
         self.num_features, self.num_actions, self.hidden = num_features, num_actions, tuple(hidden)
-        self.activation, self.output = activation, output
-        widths = [num_features, *hidden]
+        self.activation, self.output, self.averages = activation, output, averages
+        widths = [(1 + averages) * num_features, *hidden]
         with preserved_global_generators(), isolated():
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
@@ -153,54 +155,73 @@ class PolicyNetwork(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """Arguments that make another one like this, JSON-ready."""
-        return {name: getattr(self, name) for name in ("num_features", "num_actions", "hidden", "activation", "output")}
+        named = {"averages": True} if self.averages else {}  # younger than the others: files without it keep their bytes
+        return {name: getattr(self, name) for name in ("num_features", "num_actions", "hidden", "activation", "output")} | named
 
     @staticmethod
     def expected_shapes(architecture: Mapping[str, Any], most_layers: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by name, without making them."""
-        widths = [architecture["num_features"], *architecture["hidden"], architecture["num_actions"]]
+        num_inputs = (1 + bool(architecture.get("averages"))) * architecture["num_features"]
+        widths = [num_inputs, *architecture["hidden"], architecture["num_actions"]]
         shapes: dict[str, tuple[int, ...]] = {}
         for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
             shapes |= {f"layers.{2 * layer}.weight": (fan_out, fan_in), f"layers.{2 * layer}.bias": (fan_out,)}
         return shapes
 
-    def preactivations(self, observations: Tensor) -> Tensor:
-        """What the last layer gives: ``(N, F) -> (N, A)``."""
-        values: Tensor = self.layers(observations)
+    def preactivations(self, inputs: Tensor) -> Tensor:
+        """What the last layer gives: observations ``(N, F)``, or with means :meth:`inputs` ``(N, 2 F)``, to ``(N, A)``."""
+        values: Tensor = self.layers(inputs)
         return values
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """``(N, F) -> (N, A)``, or with ``"argmax"`` ``(N,)``."""
-        return _OUTPUTS[self.output](self.preactivations(observations))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As :meth:`preactivations`, to actions ``(N, A)``, or with ``"argmax"`` ``(N,)``."""
+        return _OUTPUTS[self.output](self.preactivations(inputs))
+
+    def inputs(self, observations: np.ndarray, state: State = None, episode_start: np.ndarray | None = None) -> tuple[np.ndarray, State]:
+        """What the perceptron is given for observations ``(N, F)`` or ``(F,)``, float32, and the state after them.
+
+        With ``averages`` that is observation and mean, ``(N, 2 F)`` or ``(2 F,)``; the state holds means ``(N, F)`` and how many observations
+        they are of ``(N, 1)``.
+        """
+        if not self.averages:
+            return observations, state
+        rows = observations.reshape(-1, self.num_features)
+        means, counts = (np.zeros(rows.shape), np.zeros((len(rows), 1))) if state is None else state
+        if state is not None and episode_start is not None:
+            counts = np.where(np.reshape(episode_start, (-1, 1)), 0.0, counts)  # then the mean is the observation, whatever it was
+        counts = counts + 1
+        means = means + (rows - means) / counts
+        return np.concatenate([observations, means.astype(np.float32).reshape(observations.shape)], axis=-1), (means, counts)
 
     def predict(self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """See :class:`Controller`; one observation ``(F,)`` gives one action. Always deterministic."""
+        """See :class:`Controller`; one observation ``(F,)`` gives one action. Always deterministic; for the state see :meth:`inputs`."""
         observations = np.asarray(observation, np.float32)
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
         affine = self._affine()
+        inputs, state = self.inputs(observations, state, episode_start)
         if self._has_small_layers and observations.size == self.num_features:
-            return self._predict_one(observations, affine), state
+            return self._predict_one(inputs, affine), state
         with torch.no_grad(), full_precision():
             # What `forward` does; calls of modules would take longer than this.
-            values, activate = torch.from_numpy(observations), torch.relu_ if self.activation == "relu" else torch.tanh_
+            values, activate = torch.from_numpy(inputs), torch.relu_ if self.activation == "relu" else torch.tanh_
             for weight, bias in affine[:-1]:
                 values = activate(nn.functional.linear(values, weight, bias))
             return _OUTPUTS[self.output](nn.functional.linear(values, *affine[-1])).numpy(), state
 
-    def _predict_one(self, observation: np.ndarray, affine: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-        """The action of one observation ``(F,)`` or ``(1, F)``, by NumPy: PyTorch's calls would take several times as long."""
+    def _predict_one(self, inputs: np.ndarray, affine: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+        """The action for one observation's inputs ``(F,)`` or ``(1, F)``, by NumPy: PyTorch's calls would take several times as long."""
         addresses = [tensor.data_ptr() for pair in affine for tensor in pair]
         if addresses != self._addresses:  # the weights are new, or others'
             self._addresses, self._arrays = addresses, [(weight.detach().numpy(), bias.detach().numpy()) for weight, bias in affine]
-        values, activate = observation.reshape(-1), _ACTIVATIONS_OF_ONE[self.activation]
+        values, activate = inputs.reshape(-1), _ACTIVATIONS_OF_ONE[self.activation]
         with np.errstate(all="ignore"):  # as PyTorch
             for weight, bias in self._arrays[:-1]:
                 values = activate(weight @ values + bias)
             weight, bias = self._arrays[-1]
             action = _OUTPUTS_OF_ONE[self.output](weight @ values + bias)
-        return action.reshape((*observation.shape[:-1], *action.shape))
+        return action.reshape((*inputs.shape[:-1], *action.shape))
 
     def _affine(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the layers; whoever loads or moves them may have put new tensors in their place."""
