@@ -1,7 +1,8 @@
-"""What decides the learning rate: a DDPG agent, an online actor-critic, schedules, rules, and adapters to Stable-Baselines3 (``agents.sb3``)."""
+"""What decides the learning rate: agents that learn to, schedules, rules, and adapters to Stable-Baselines3 (``agents.sb3``)."""
 
 from agents.actor_critic import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
 from agents.ddpg import DDPG, DDPGConfig
+from agents.policy_iteration import DirectPolicyIteration, PolicyIterationConfig
 from agents.rules import ArmijoLineSearch, GreedyBranching, HypergradientDescent, NormalisedGradient, StochasticPolyak
 from agents.schedules import Schedule
 
@@ -11,11 +12,13 @@ __all__ = [
     "ActorCriticConfig",
     "ArmijoLineSearch",
     "DDPGConfig",
+    "DirectPolicyIteration",
     "GreedyBranching",
     "HypergradientDescent",
     "NormalisedGradient",
     "OnlineActorCritic",
     "OnlineLR",
+    "PolicyIterationConfig",
     "Schedule",
     "StochasticPolyak",
 ]

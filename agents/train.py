@@ -272,9 +272,10 @@ class Training:
     def _default_num_envs(self) -> int:
         options = self.options
         if options.algorithm == "dpi":
-            given = assignments("hyperparameters", options.hyperparameters)
-            num_actions = len(given.get("actions", PolicyIterationConfig().actions))
-            return num_actions * (self.num_variants if options.family else 64)
+            actions = assignments("hyperparameters", options.hyperparameters).get("actions", PolicyIterationConfig().actions)
+            if not isinstance(actions, list | tuple):
+                raise ValueError(f"actions must be a list such as [-0.5, 0, 0.5], but {actions!r} was given.")
+            return len(actions) * (self.num_variants if options.family else 64)
         return max(1 if options.algorithm == "actor-critic" else 256 if options.family else 64, self.num_variants)
 
     def _make_environment(self, family: TaskFamily, arguments: Mapping[str, Any]) -> LearningRateVectorEnv:

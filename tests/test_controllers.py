@@ -232,6 +232,30 @@ def test_one_observation_sees_the_present_weights() -> None:
     assert np.isnan(infinite.predict(np.array([1.0, -1.0, 0.0], np.float32))[0]).all()
 
 
+def test_network_that_is_given_the_mean_of_its_observations(tmp_path: Path) -> None:
+    policy = PolicyNetwork(3, 3, (8,), seed=2, averages=True)
+    observations = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    starts = np.zeros((6, 4), bool)
+    starts[0], starts[3, 1] = True, True
+    save_controller(tmp_path / "policy.safetensors", BoundController(policy, MDP(features=["progress"], lr_groups=[["a"], ["b"], ["c"]])))
+    loaded = load_controller(tmp_path / "policy.safetensors").controller
+    assert isinstance(loaded, PolicyNetwork) and loaded.averages
+    state, alone = None, None
+    for step, (seen, begins) in enumerate(zip(observations, starts, strict=True)):
+        first = np.where(np.arange(4) == 1, 3 * (step >= 3), 0)
+        means = np.stack([observations[first[member] : step + 1, member].mean(0) for member in range(4)])
+        expected = policy(torch.from_numpy(np.concatenate([seen, means], 1))).detach().numpy()
+        actions, state = loaded.predict(seen, state, begins)
+        np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-7)
+        action, alone = policy.predict(seen[0], alone)
+        assert action.shape == (3,)
+        np.testing.assert_allclose(action, expected[0], rtol=1e-5, atol=1e-7)
+
+
+def test_networks_without_means_are_written_as_they_always_were(saved: Path) -> None:
+    assert "averages" not in read_file(saved, "controller")[0]["architecture"]
+
+
 def test_files_without_activation_and_output_are_loaded(saved: Path) -> None:
     metadata, tensors = read_file(saved, "controller")
     architecture = {name: metadata["architecture"][name] for name in ("num_features", "num_actions", "hidden")}

@@ -32,12 +32,13 @@ from lr_env.seeding import Role, role_seeds
 from lr_env.tasks import task_names
 from tests.rollouts import tiny_task
 
-ALGORITHMS = ("a2c", "actor-critic", "ddpg", "dqn", "ppo", "sac", "td3")
+ALGORITHMS = ("a2c", "actor-critic", "ddpg", "dpi", "dqn", "ppo", "sac", "td3")
 OFF_POLICY = ("learning_starts=64", "batch_size=32", "buffer_size=2000")
 HYPERPARAMETERS = {
     "a2c": (),
     "actor-critic": ("actor_starts=5", "truncation=3"),
     "ddpg": ("learning_starts=64", "batch_size=32", "actor_starts=10", "memory_size=2000", "hidden=[16]"),
+    "dpi": ("actions=[-0.5, 0, 0.25, 0.5]", "updates=20", "batch_size=16", "hidden=[8]"),
     "ppo": ("n_epochs=2",),
     "dqn": OFF_POLICY,
     **dict.fromkeys(("sac", "td3"), (*OFF_POLICY, 'policy_kwargs={"actor_starts": 3}')),
@@ -276,6 +277,11 @@ def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_
         ({"action": "relative", "algorithm": "actor-critic", "hyperparameters": ()}, 'action="rate"'),
         ({"hyperparameters": ("discont=0.5",), "algorithm": "actor-critic"}, "hyperparameter of actor-critic 'discont'. Did you mean 'discount'"),
         ({"hyperparameters": ("discount=x",), "algorithm": "actor-critic"}, "wrong type"),
+        ({"hyperparameters": ("actions=0.5",), "algorithm": "dpi", "num_envs": None}, r"actions must be a list such as \[-0.5, 0, 0.5\], but 0.5 was given"),
+        ({"hyperparameters": ("actions=[0.5]",), "algorithm": "dpi"}, "actions is out of range"),
+        ({"hyperparameters": (), "algorithm": "dpi", "num_envs": 8}, "multiple of actions times variants, 9, but 8"),
+        ({"hyperparameters": (), "algorithm": "dpi", "num_envs": 9, "action": "relative"}, "must be absolute or residual"),
+        ({"hyperparameters": (), "algorithm": "dpi", "num_envs": 9, "scale_rewards": True}, "scale_rewards is for Stable-Baselines3"),
     ],
 )
 def test_bad_options_are_refused_before_anything_begins(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -343,7 +349,8 @@ def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_killed_process_resumes_to_the_same_bytes(algorithm: str, tmp_path: Path) -> None:
     # How much DQN explores depends on how many steps are planned, which are others here before and after the kill.
-    hyperparameters = ("exploration_initial_eps=0.1", "exploration_final_eps=0.1") if algorithm == "dqn" else ()
+    of_algorithm = {"dqn": ("exploration_initial_eps=0.1", "exploration_final_eps=0.1"), "dpi": HYPERPARAMETERS["dpi"]}
+    hyperparameters = of_algorithm.get(algorithm, ())
     with running(tmp_path / "killed", "--algorithm", algorithm, *(["--hyperparameters", *hyperparameters] if hyperparameters else [])) as process:
         process.send_signal(signal.SIGKILL)
         process.communicate()
