@@ -35,10 +35,10 @@ ALL_OF_A_LOOP = ["scale_free", "absolute", "alignment", "log_weight_norm", "log_
 Make = Callable[[Any], torch.optim.Optimizer]
 
 
-def bind(mdp: MDP, num_groups: int = 1, liveliness: float = 100.0) -> BoundController:
-    """A controller whose actions depend on what it observes."""
+def bind(mdp: MDP, num_groups: int = 1, liveliness: float = 100.0, averages: bool = False) -> BoundController:
+    """A controller whose actions depend on what it observes, or with ``averages`` on what it has observed."""
     process = mdp.begin(num_groups, 100, 0.0)
-    policy = PolicyNetwork(process.observation_space.shape[0], num_groups, (16,), seed=1)  # type: ignore[index]
+    policy = PolicyNetwork(process.observation_space.shape[0], num_groups, (16,), seed=1, averages=averages)  # type: ignore[index]
     with torch.no_grad():
         policy.layers[-1].weight.mul_(liveliness)
     return BoundController(policy, mdp)
@@ -84,10 +84,10 @@ def in_environment(task: Any, bound: BoundController, steps: int, seed: int = 3)
     """Observations and rates of the environment under the same controller."""
     env = gym.make("LearningRate-v0", task=task, gradients="looped", horizon=steps, **vars(bound.mdp))
     observation, _ = env.reset(seed=seed)
-    observations, rates = [], []
+    observations, rates, state = [], [], None
     for step in range(steps):
         if step % bound.mdp.steps_per_action == 0:
-            action, _ = bound.controller.predict(observation[None])
+            action, state = bound.controller.predict(observation[None], state)
         observations.append(observation)
         if step % bound.mdp.steps_per_action == 0:
             observation, _, _, _, info = env.step(action[0])
@@ -112,7 +112,7 @@ OPTIMIZERS: dict[str, tuple[Any, Make]] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_bits_of_the_environment(name: str, features: Any) -> None:
     specification, make = OPTIMIZERS[name]
-    bound = bind(MDP(optimizer=specification, features=features, lr_max=0.3))
+    bound = bind(MDP(optimizer=specification, features=features, lr_max=0.3), averages=name in ("momentum", "adamw"))
     task = make_task("digits-mlp")
     loop = Loop(task, make, bound, 200)
     loop.run(islice(task.batches(3), 200))
@@ -125,7 +125,7 @@ def test_the_bits_of_the_environment(name: str, features: Any) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_training_has_the_bits_of_one_that_was_not_interrupted(name: str) -> None:
     specification, make = OPTIMIZERS[name]
-    bound = bind(MDP(optimizer=specification, features=ALL_OF_A_LOOP, lr_max=0.3))
+    bound = bind(MDP(optimizer=specification, features=ALL_OF_A_LOOP, lr_max=0.3), averages=name in ("momentum", "adamw"))
     task = make_task("digits-mlp")
     whole, first = (Loop(task, make, bound, 200) for _ in range(2))
     whole.run(islice(task.batches(3), 200))

@@ -277,7 +277,7 @@ def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_
         ({"action": "relative", "algorithm": "actor-critic", "hyperparameters": ()}, 'action="rate"'),
         ({"hyperparameters": ("discont=0.5",), "algorithm": "actor-critic"}, "hyperparameter of actor-critic 'discont'. Did you mean 'discount'"),
         ({"hyperparameters": ("discount=x",), "algorithm": "actor-critic"}, "wrong type"),
-        ({"hyperparameters": ("actions=0.5",), "algorithm": "dpi", "num_envs": None}, r"actions must be a list such as \[-0.5, 0, 0.5\], but 0.5 was given"),
+        ({"hyperparameters": ("actions=0.5",), "algorithm": "dpi", "num_envs": None}, "actions must be a list such as .* but 0.5 was given"),
         ({"hyperparameters": ("actions=[0.5]",), "algorithm": "dpi"}, "actions is out of range"),
         ({"hyperparameters": (), "algorithm": "dpi", "num_envs": 8}, "multiple of actions times variants, 9, but 8"),
         ({"hyperparameters": (), "algorithm": "dpi", "num_envs": 9, "action": "relative"}, "must be absolute or residual"),
