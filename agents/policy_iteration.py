@@ -91,7 +91,7 @@ class DirectPolicyIteration:
         next_environment: Makes the environment of a round, 1, 2, …, such as one with other variants; None for the same again.
 
     Attributes:
-        num_steps_taken: SGD steps of all trainings so far, those with other actions included.
+        num_steps_taken: Transitions so far, of each training with all of its actions.
         num_rounds: Rounds so far.
 
     Raises:
@@ -128,7 +128,7 @@ class DirectPolicyIteration:
         """Makes rounds of trainings until they have taken ``total_steps`` steps in all.
 
         Args:
-            total_steps: SGD steps of all trainings together.
+            total_steps: Transitions of all trainings together.
             callback: Called with the agent after each round; training stops where it returns False.
 
         Returns:
@@ -173,26 +173,28 @@ class DirectPolicyIteration:
 
     def _make_round(self) -> None:
         """Makes each of some new trainings once with every action, and keeps what was observed and what the actions were worth."""
+        environment = self.environment
         if self.num_rounds and self._next_environment is not None:
-            self.environment.close()
-            self.environment = self._next_environment(self.num_rounds)
-        config, episodes, members = self.config, self.environment.episodes, np.arange(self.environment.num_envs)
+            environment = self._next_environment(self.num_rounds)
+        config, episodes, members = self.config, environment.episodes, np.arange(environment.num_envs)
         seeds = role_seeds(self._seed_of_round(self.num_rounds), Role.TRAIN, self.num_trainings)
-        held = _HeldActions(np.repeat(config.actions, self.num_trainings), self._network, self._moments())
+        held = _HeldActions(np.repeat(config.actions, self.num_trainings), self._network, self._moments(episodes.horizons))
         episodes.restart(members, seeds * len(config.actions))
         ends = run_to_the_end(episodes, held, episodes.begin(members))
+        if environment is not self.environment:
+            environment.close()
         returns = ends.returns.reshape(-1, self.num_trainings)  # (K, T)
         gains = np.clip(returns - returns[config.actions.index(0)], -config.largest_gain, config.largest_gain)
         was_going = held.moments < ends.num_decisions  # (M, N)
         training = np.broadcast_to(np.arange(len(members)) % self.num_trainings, was_going.shape)
         self._inputs.append(held.inputs[was_going])
         self._gains.append(gains.T[training[was_going]].astype(np.float32))
-        self.num_steps_taken += int(ends.num_decisions.sum()) * self.environment.mdp.steps_per_action
+        self.num_steps_taken += int(ends.num_decisions.sum())
         self.num_rounds += 1
 
-    def _moments(self) -> np.ndarray:
+    def _moments(self, horizons: np.ndarray) -> np.ndarray:
         """Decisions of each member at which its observations are taken, ``(M, N)``; not the first, when nothing has moved yet."""
-        decisions = -(-self.environment.episodes.horizons // self.environment.mdp.steps_per_action)
+        decisions = -(-horizons // self.environment.mdp.steps_per_action)
         moments: np.ndarray = np.maximum(np.multiply.outer(self.config.moments, decisions).astype(int), 1)
         return moments
 

@@ -1,7 +1,7 @@
 """Does each algorithm of ``lr-train`` beat what people tune by hand, with its defaults?
 
 Trains each as ``lr-train --task digits-mlp-scaled --algorithm … --seed …`` does, and compares its controller, paired and on fresh trainings,
-with the best shared constant rate and with SPS, both of which were tuned on other trainings. DDPG is this package's, the others are
+with the best shared constant rate and with SPS, both of which were tuned on other trainings. DDPG and DPI are this package's, the others are
 Stable-Baselines3's. What is finished is kept in the output folder: a killed run goes on where it was, and several runs may share the folder.
 """
 
@@ -36,7 +36,7 @@ RIVALS = ("constant", "SPS")
 class Options:
     """Options of the comparison."""
 
-    algorithms: tuple[Algorithm, ...] = ("ppo", "sac", "td3", "ddpg", "a2c", "dqn")
+    algorithms: tuple[Algorithm, ...] = ("ppo", "sac", "td3", "ddpg", "dpi", "a2c", "dqn")
     """What is trained."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training, tuning and report."""

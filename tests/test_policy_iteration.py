@@ -137,10 +137,18 @@ def test_every_round_of_a_family_has_new_variants(tmp_path: Path) -> None:
     )
     training = Training(options)
     assert training.environment.num_envs == 6
-    agent, horizons = training.agent, []
+    agent, make = training.agent, training._make_environment
     assert isinstance(agent, DirectPolicyIteration)
-    agent.learn(250, lambda agent: horizons.append(agent.environment.episodes.horizons[:3].tolist()))
-    assert len(horizons) > 2
+    horizons = [training.environment.episodes.horizons.tolist()]
+
+    def watched(*arguments: Any) -> LearningRateVectorEnv:
+        made = make(*arguments)
+        horizons.append(made.episodes.horizons.tolist())
+        return made
+
+    training._make_environment = watched  # type: ignore[method-assign]
+    agent.learn(250)
+    assert len(horizons) == agent.num_rounds > 2
     assert len({str(each) for each in horizons}) == len(horizons)
 
 
