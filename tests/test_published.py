@@ -24,13 +24,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "standard"
 PUBLISHED = RESULTS / "results.sqlite.xz"
 
 
-OTHER_AGENTS = ("DPI", "DDPG", "TD3", "SAC", "A2C", "DQN")
+OTHER_AGENTS = ("DDPG", "TD3", "SAC", "A2C", "DQN")
 
 
 def controllers() -> list[str]:
-    """What was entered, in the order of training seeds; the first one of PPO is the one that the package brings."""
+    """What was entered, in the order of training seeds; the first one is the one that the package brings."""
     own = RESULTS / "controllers"
-    files: dict[str, list[Path]] = {name: [] for name in ("DPI", "PPO", "PPO (5 seeds)", *OTHER_AGENTS[1:])}
+    files: dict[str, list[Path]] = {name: [] for name in ("PPO", "PPO (5 seeds)", *OTHER_AGENTS)}
     for optimizer in STANDARD.tracks:
         pretrained = ROOT / "lr_env" / "pretrained" / f"{optimizer}.safetensors"
         files["PPO"].append(pretrained)
