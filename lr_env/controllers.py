@@ -188,7 +188,8 @@ class PolicyNetwork(nn.Module):
         rows = observations.reshape(-1, self.num_features)
         means, counts = (np.zeros(rows.shape), np.zeros((len(rows), 1))) if state is None else state
         if state is not None and episode_start is not None:
-            counts = np.where(np.reshape(episode_start, (-1, 1)), 0.0, counts)  # then the mean is the observation, whatever it was
+            going = ~np.reshape(episode_start, (-1, 1)).astype(bool)
+            means, counts = np.where(going, means, 0.0), np.where(going, counts, 0.0)
         counts = counts + 1
         means = means + (rows - means) / counts
         return np.concatenate([observations, means.astype(np.float32).reshape(observations.shape)], axis=-1), (means, counts)

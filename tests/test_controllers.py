@@ -247,6 +247,8 @@ def test_network_that_is_given_the_mean_of_its_observations(tmp_path: Path) -> N
         expected = policy(torch.from_numpy(np.concatenate([seen, means], 1))).detach().numpy()
         actions, state = loaded.predict(seen, state, begins)
         np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-7)
+        if step == 3:  # the bits of a training that has seen nothing else
+            np.testing.assert_array_equal(state[0][1], seen[1])
         action, alone = policy.predict(seen[0], alone)
         assert action.shape == (3,)
         np.testing.assert_allclose(action, expected[0], rtol=1e-5, atol=1e-7)
