@@ -215,7 +215,7 @@ class DirectPolicyIteration:
             worth = interpolated(gains[rows], actions, chosen + config.action_noise * torch.randn(len(rows), generator=generator))
             # What is beyond the actions that were tried is not known to be worth more: the network shall come back.
             beyond = (chosen - chosen.clamp(config.actions[0], config.actions[-1])).square()
-            loss = (_RETURN * beyond - worth).mean()
+            loss = (_WEIGHT_BEYOND * beyond - worth).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -241,7 +241,7 @@ class DirectPolicyIteration:
         return data
 
 
-_RETURN = 0.05
+_WEIGHT_BEYOND = 0.05
 """Weight of what draws the network back to the actions that were tried."""
 
 
