@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from lr_env.controllers import BoundController, PolicyNetwork, save_controller
-from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
 from lr_env.seeding import Role, check_seed, role_seeds
 from torch import nn
 
+from agents.checkpoints import opened_checkpoint, write_checkpoint
 from agents.networks import CriticNetwork
 from agents.replay import ReplayMemory
 
@@ -208,9 +207,7 @@ class DDPG:
             "num_steps_taken": self.num_steps_taken,
             "num_updates": self.num_updates,
         }
-        tensors: dict[str, torch.Tensor] = {}
-        state = pack(tree, tensors)
-        write_file(path, CHECKPOINT_KIND, {"state": state, "config": dataclasses.asdict(self.config), "seed": self.seed}, tensors)
+        write_checkpoint(path, CHECKPOINT_KIND, {"config": dataclasses.asdict(self.config), "seed": self.seed}, tree)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], environment: VectorEnv[Any, Any, Any]) -> DDPG:
@@ -224,11 +221,9 @@ class DDPG:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is damaged, foreign, or does not fit the environment.
         """
-        metadata, tensors = read_file(path, CHECKPOINT_KIND)
-        try:
-            config = DDPGConfig(**{**metadata["config"], "hidden": tuple(metadata["config"]["hidden"])})
-            agent = cls(environment, config, metadata["seed"])
-            tree = unpack(metadata["state"], tensors)
+        with opened_checkpoint(path, CHECKPOINT_KIND) as (owner, tree):
+            config = DDPGConfig(**{**owner["config"], "hidden": tuple(owner["config"]["hidden"])})
+            agent = cls(environment, config, owner["seed"])
             for name in _NETWORKS:
                 getattr(agent, name).load_state_dict(tree[name])
             for name in _OPTIMIZERS:
@@ -240,8 +235,6 @@ class DDPG:
             agent._observations, agent._noise, agent._returns = tree["observations"], tree["noise"], tree["returns"]
             agent.recent_returns = tree["recent_returns"]
             agent.num_steps_taken, agent.num_updates = tree["num_steps_taken"], tree["num_updates"]
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
-            raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this environment, or is damaged: {error!r}.") from error
         return agent
 
     def _act_once(self) -> None:

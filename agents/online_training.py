@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from lr_env import LearningRateVectorEnv
 from lr_env.controllers import BoundController
-from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
 from lr_env.seeding import Role, check_seed, role_seeds
 
 from agents.actor_critic import ActorCriticConfig, OnlineLearner, check_process, knows_same_state, same_states
+from agents.checkpoints import opened_checkpoint, write_checkpoint
 
 CHECKPOINT_KIND = "actor-critic-checkpoint"
 
@@ -89,9 +88,7 @@ class OnlineTraining:
             "starts": self._starts,
             "num_steps_taken": self.num_steps_taken,
         }
-        tensors: dict[str, torch.Tensor] = {}
-        state = pack(tree, tensors)
-        write_file(path, CHECKPOINT_KIND, {"state": state, "config": dataclasses.asdict(self.config), "seed": self.seed}, tensors)
+        write_checkpoint(path, CHECKPOINT_KIND, self._owner(), tree)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Puts back what :meth:`save_checkpoint` of an agent with the same arguments wrote.
@@ -100,17 +97,14 @@ class OnlineTraining:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is damaged, foreign, or does not fit the agent.
         """
-        metadata, tensors = read_file(path, CHECKPOINT_KIND)
-        try:
-            if (metadata["config"], metadata["seed"]) != (dataclasses.asdict(self.config), self.seed):
-                raise ValueError(f"it is of seed {metadata['seed']} with {metadata['config']}")
-            tree = unpack(metadata["state"], tensors)
+        with opened_checkpoint(path, CHECKPOINT_KIND, self._owner()) as (_, tree):
             self.learner.set_state(tree["learner"])
             self.environment.set_state(tree["environment"])
             self._observations, self._losses, self._starts = tree["observations"], tree["losses"], tree["starts"]
             self.num_steps_taken = tree["num_steps_taken"]
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
-            raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this training, or is damaged: {error!r}.") from error
+
+    def _owner(self) -> dict[str, Any]:
+        return {"config": dataclasses.asdict(self.config), "seed": self.seed}
 
     def _step(self) -> None:
         """One SGD step of all members, and what is learnt from it."""

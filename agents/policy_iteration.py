@@ -15,7 +15,6 @@ is decided, and part later.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ import numpy as np
 import torch
 from lr_env import LearningRateVectorEnv
 from lr_env.controllers import BoundController, PolicyNetwork
-from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
 from lr_env.mdp.actions import AbsoluteAction, ResidualAction
 from lr_env.seeding import Role, check_seed, role_seeds
 from torch import Tensor
 
+from agents.checkpoints import opened_checkpoint, write_checkpoint
 from agents.evaluation import run_to_the_end
 
 CHECKPOINT_KIND = "policy-iteration-checkpoint"
@@ -149,9 +148,7 @@ class DirectPolicyIteration:
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Writes everything that determines the rest of the training, for :meth:`restore`."""
         tree = {"inputs": self._inputs, "gains": self._gains, "num_steps_taken": self.num_steps_taken, "num_rounds": self.num_rounds}
-        tensors: dict[str, Tensor] = {}
-        state = pack(tree, tensors)
-        write_file(path, CHECKPOINT_KIND, {"state": state, "config": self._written_config(), "seed": self.seed}, tensors)
+        write_checkpoint(path, CHECKPOINT_KIND, self._owner(), tree)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Puts back what :meth:`save_checkpoint` of an agent with the same arguments wrote.
@@ -160,16 +157,10 @@ class DirectPolicyIteration:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is damaged, foreign, or does not fit the agent.
         """
-        metadata, tensors = read_file(path, CHECKPOINT_KIND)
-        try:
-            if (metadata["config"], metadata["seed"]) != (self._written_config(), self.seed):
-                raise ValueError(f"it is of seed {metadata['seed']} with {metadata['config']}")
-            tree = unpack(metadata["state"], tensors)
+        with opened_checkpoint(path, CHECKPOINT_KIND, self._owner()) as (_, tree):
             self._inputs, self._gains = tree["inputs"], tree["gains"]
             self.num_steps_taken, self.num_rounds = tree["num_steps_taken"], tree["num_rounds"]
             self._num_rounds_learnt = 0
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, json.JSONDecodeError) as error:
-            raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this training, or is damaged: {error!r}.") from error
 
     def _make_round(self) -> None:
         """Makes each of some new trainings once with every action, and keeps what was observed and what the actions were worth."""
@@ -236,9 +227,8 @@ class DirectPolicyIteration:
         """A seed for a round; −1 stands for the network."""
         return int(np.random.SeedSequence([self.seed, number + 1]).generate_state(1)[0])
 
-    def _written_config(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        return data
+    def _owner(self) -> dict[str, Any]:
+        return {"config": dataclasses.asdict(self.config), "seed": self.seed}
 
 
 _WEIGHT_BEYOND = 0.05

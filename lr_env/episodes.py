@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lr_env.checks import positive_integer
+from lr_env.decision_kernel import DecisionKernel
 from lr_env.isolation import computing, isolated
 from lr_env.mdp import MDP
 from lr_env.mdp.arrays import Array, Record, namespace
@@ -224,9 +225,12 @@ class Episodes:
         self.table = self.process.initial(num_members)
         self._recorded = Recorder(self.table, execution.compile)
         self._graph: Any = None
+        self._kernel: DecisionKernel | None = None
         self._safe = SafeStates(self.population.state, self.table) if self.process.circuit_breaker else None
         if self._safe is not None and isinstance(optimizer, TorchOptimizer):
             raise ValueError("The circuit breaker can't put back an optimizer that is made by a function: use an optimizer by name.")
+        # Where nothing but the process happens between a step and the next one.
+        self._may_have_kernel = execution.compile and not self._is_fused and self._safe is None and self.process.reward.source != "same_batch"
         self._subset_split: SplitName = "validation" if self.process.reward.source == "validation" else "train"
         self._subset = draw_subset(variant, self._subset_split, self.process.reward.subset_size)
 
@@ -303,9 +307,9 @@ class Episodes:
         """
         with self._settings():
             running = None if members is None else _mask(members, self.num_members)
-            outcome = self._step_once(actions, running, running, restarting)
-            if self.mdp.steps_per_action > 1:
-                self._hold(actions, running, outcome)
+            outcome, made = self._take_steps(actions, running, running, restarting, self.mdp.steps_per_action)
+            if made < self.mdp.steps_per_action:
+                self._hold(actions, running, outcome, made)
             if self.process.reward.source in ("reference", "validation"):
                 self._pay_due(outcome, ~outcome.ended if running is None else running & ~outcome.ended)
         return outcome
@@ -342,22 +346,44 @@ class Episodes:
         """PyTorch's settings while we compute; the process has its own before and after."""
         return computing(self._device_type, self.num_threads)
 
-    def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome) -> None:
-        """The rest of a decision's steps, at the same rate; adds to its outcome."""
+    def _hold(self, actions: np.ndarray, running: np.ndarray | None, outcome: Outcome, made: int) -> None:
+        """The rest of a decision's steps, of which some are made, at the same rate; adds to its outcome."""
         nobody = np.zeros(self.num_members, bool)
-        for _ in range(self.mdp.steps_per_action - 1):
+        while made < self.mdp.steps_per_action:
             running = ~outcome.ended if running is None else running & ~outcome.ended
             if not running.any():
                 return
-            latest = self._step_once(actions, nobody, running, None)
+            latest, more = self._take_steps(actions, nobody, None if running.all() else running, None, self.mdp.steps_per_action - made)
+            made += more
             outcome.rewards += latest.rewards
             for name in ("terminated", "truncated", "diverged", "rolled_back"):
                 setattr(outcome, name, getattr(outcome, name) | getattr(latest, name))
             for name in ("observations", "losses", "rates", "steps"):
                 setattr(outcome, name, getattr(latest, name))
 
+    def _take_steps(
+        self, actions: np.ndarray, deciding: np.ndarray | None, running: np.ndarray | None, restarting: np.ndarray | None, most: int
+    ) -> tuple[Outcome, int]:
+        """SGD steps of those running, or all: one, or up to ``most`` where they can be made at once; pays and marks those that end."""
+        kernel, made = self._decision_kernel() if running is None and restarting is None else None, 1
+        if kernel is not None:
+            self.population.move_on()
+            made = kernel(
+                actions.T if deciding is None else None, min(most, 1 + self.population.batches.num_following, max(1, self._steps_until_end))
+            )
+            if made > 1:
+                self.population.move_on(count=made - 1)
+            observations, reported = kernel.results
+            outcome = self._outcome(observations.copy(), reported.copy())
+        else:
+            outcome = self._step_once(actions, deciding, running, restarting)
+        self._steps_until_end -= made
+        if self._steps_until_end <= 0 or outcome.diverged.any():
+            self._end(outcome, running)
+        return outcome, made
+
     def _step_once(self, actions: np.ndarray, deciding: np.ndarray | None, running: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
-        """One SGD step of those running, or all; pays and marks those that end."""
+        """One of them."""
         members = computed = None if running is None else np.flatnonzero(running)
         if computed is not None and restarting is not None:
             computed = np.union1d(computed, restarting)
@@ -368,10 +394,15 @@ class Episodes:
             self._begin_potential(restarting)
         if self._safe is not None:
             self._roll_back(self._safe, outcome, np.ones(self.num_members, bool) if running is None else running)
-        self._steps_until_end -= 1
-        if self._steps_until_end <= 0 or outcome.diverged.any():
-            self._end(outcome, running)
         return outcome
+
+    def _decision_kernel(self) -> DecisionKernel | None:
+        """What makes whole decisions at once; None where they can't be, or their parts are not at hand before the first decision."""
+        if self._kernel is None and self._may_have_kernel and self.population.kernel_sources is not None:
+            choose, learn = (self._recorded.find(function, self.table, None, None) for function in (self._choose_in, self._learn_in))
+            if choose is not None and learn is not None and choose.kernel is not None and learn.kernel is not None:
+                self._kernel = DecisionKernel(choose, learn, self.process.record(self.table), self.population)
+        return self._kernel
 
     def _end(self, outcome: Outcome, running: np.ndarray | None) -> None:
         """Marks and pays those whose training ended with this step."""
@@ -407,6 +438,10 @@ class Episodes:
             observations = _to_numpy(self.process.observation(self.table))
             reported = _to_numpy(self.table[-NUM_REPORTED:]).copy()
             reported[1:3, :, others] = 0  # the others' last reward and divergence
+        return self._outcome(observations, reported)
+
+    def _outcome(self, observations: np.ndarray, reported: np.ndarray) -> Outcome:
+        """Of all members: their observations ``(N, F)`` and the reported rows ``(4, G, N)``, fresh arrays."""
         losses, rewards, diverged = reported[:3, 0]
         terminated, truncated, rolled_back = np.zeros((3, self.num_members), bool)
         return Outcome(observations, rewards, terminated, truncated, diverged > 0, losses, reported[3].T, self.population.steps.copy(), rolled_back)
@@ -586,7 +621,7 @@ class Episodes:
         return self.population.evaluate(self._subset_split, self._subset, with_metric=False).losses
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_graph": None}  # made anew
+        return self.__dict__ | {"_graph": None, "_kernel": None}  # made anew
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

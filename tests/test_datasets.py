@@ -157,18 +157,22 @@ def test_every_data_set_has_a_name_and_every_source_known_hashes() -> None:
         assert all(len(bytes.fromhex(digest)) == 32 for digest in source.hashes.values())
 
 
-@pytest.mark.parametrize("name", ["breast-cancer", "diabetes", "digits", "wine"])
+@pytest.mark.parametrize("name", ["breast-cancer", "diabetes", "digits", "friedman", "wine"])
 def test_bundled_data_equal_a_naive_reference(name: str) -> None:
-    inputs, targets = getattr(sklearn.datasets, f"load_{name.replace('-', '_')}")(return_X_y=True)
+    if name == "friedman":
+        inputs, targets = sklearn.datasets.make_friedman1(1000, noise=4.0, random_state=0)
+    else:
+        inputs, targets = getattr(sklearn.datasets, f"load_{name.replace('-', '_')}")(return_X_y=True)
+    is_regression = name in ("diabetes", "friedman")
     order = np.random.default_rng(0).permutation(len(inputs))
     num_held_out = int(0.15 * len(inputs))
     train, validation, test = order[: -2 * num_held_out], order[-2 * num_held_out : -num_held_out], order[-num_held_out:]
     inputs = inputs / 16 if name == "digits" else (inputs - inputs[train].mean(0)) / inputs[train].std(0, ddof=1)
-    if name == "diabetes":
+    if is_regression:
         targets = ((targets - targets[train].mean()) / targets[train].std(ddof=1))[:, None]
     for part, members in zip(parts_of(DATASETS[name]()), (train, validation, test), strict=True):
         assert part.inputs.dtype == torch.float32
-        assert part.targets.dtype == (torch.float32 if name == "diabetes" else torch.int64)
+        assert part.targets.dtype == (torch.float32 if is_regression else torch.int64)
         np.testing.assert_allclose(part.inputs.numpy(), inputs[members], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(part.targets.numpy(), targets[members], rtol=1e-4, atol=1e-5)
         assert part.targets.shape == targets[members].shape

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lr_env.seeding import Role, Streams, check_seed, first_words, preserved_global_generators, role_seeds, seed_global_generators
+from lr_env.training.draws import draw_kernel
 from tests.rollouts import roll_out, tiny_task
 
 
@@ -133,4 +134,6 @@ def test_streams_pickle() -> None:
 def test_first_words_of_many_streams_are_those_of_numpy(pairs: list[tuple[int, int]], purpose: Literal["weights", "order"], count: int) -> None:
     streams = [Streams(*pair) for pair in pairs]
     expected = [getattr(stream, purpose).generate_state(count) for stream in streams]
-    np.testing.assert_array_equal(first_words(streams, purpose, count), np.array(expected, np.uint32).reshape(-1, count), strict=True)
+    kernel = draw_kernel()
+    for function in (first_words, *([] if kernel is None else [kernel.first_words])):
+        np.testing.assert_array_equal(function(streams, purpose, count), np.array(expected, np.uint32).reshape(-1, count), strict=True)

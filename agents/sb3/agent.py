@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,13 +17,13 @@ import torch
 from lr_env import LearningRateVectorEnv
 from lr_env.checks import unknown_name
 from lr_env.controllers import BoundController
-from lr_env.files import FileFormatError, pack, read_file, unpack, write_file
 from lr_env.seeding import Role, check_seed, role_seeds
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents.checkpoints import opened_checkpoint, write_checkpoint
 from agents.sb3.environments import EpisodeMonitor, LearningRateVecEnv, PairedVecEnv, VariantRewardScale
 from agents.sb3.export import export_policy, is_unit_box
 from agents.sb3.hyperparameters import ALGORITHMS, default_hyperparameters, default_policy
@@ -144,9 +143,7 @@ class SB3Agent:
             "pairs": None if self._pairs is None else self._pairs.is_over,
             "environment": self.environment.get_state(),
         }
-        tensors: dict[str, torch.Tensor] = {}
-        state = pack(tree, tensors)
-        write_file(path, CHECKPOINT_KIND, {"state": state, "algorithm": self.algorithm, "seed": self.seed}, tensors)
+        write_checkpoint(path, CHECKPOINT_KIND, {"algorithm": self.algorithm, "seed": self.seed}, tree)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Puts back what :meth:`save_checkpoint` of an agent with the same arguments wrote.
@@ -155,12 +152,8 @@ class SB3Agent:
             FileNotFoundError: If there is no such file.
             FileFormatError: If it is damaged, foreign, or does not fit the agent.
         """
-        metadata, tensors = read_file(path, CHECKPOINT_KIND)
-        model = self.model
-        try:
-            if (metadata["algorithm"], metadata["seed"]) != (self.algorithm, self.seed):
-                raise ValueError(f"it is of {metadata['algorithm']} with seed {metadata['seed']}")
-            tree = unpack(metadata["state"], tensors)
+        model, owner = self.model, {"algorithm": self.algorithm, "seed": self.seed}
+        with opened_checkpoint(path, CHECKPOINT_KIND, owner) as (_, tree):
             parameters: Any = {name: _with_indices(state) for name, state in tree["parameters"].items()}
             model.set_parameters(parameters)
             for name, value in tree["counters"].items():
@@ -180,8 +173,6 @@ class SB3Agent:
             model.action_space.np_random.bit_generator.state = tree["action_generator"]
             np.random.set_state(tree["numpy_generator"])  # noqa: NPY002
             torch.set_rng_state(tree["torch_generator"])
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError, json.JSONDecodeError) as error:
-            raise FileFormatError(f"The checkpoint {os.fspath(path)} does not fit this training, or is damaged: {error!r}.") from error
 
 
 def _linear_schedule(text: str) -> LinearSchedule:

@@ -52,7 +52,7 @@ class EpisodeMonitor(VecMonitor):
         observations, rewards, ends, infos = self.venv.step_wait()
         self.episode_returns += rewards
         self.episode_lengths += 1
-        for member in np.flatnonzero(ends).tolist():
+        for member in np.flatnonzero(ends).tolist() if ends.any() else ():
             seconds = round(time.time() - self.t_start, 6)
             infos[member]["episode"] = {"r": self.episode_returns[member], "l": self.episode_lengths[member], "t": seconds}
             self.episode_count += 1
@@ -87,7 +87,7 @@ class LearningRateVecEnv(VecEnv):
     def reset(self) -> np.ndarray:
         """Starts all trainings, with the seeds of :meth:`seed` if there are any; observations ``(N, F)``."""
         observations, info = self.vector_env.reset(seed=self._seeds)
-        self.reset_infos = [_of_reset(member_info) for member_info in _by_member(info, np.zeros(self.num_envs, bool))]
+        self.reset_infos = [_of_reset(member_info) for member_info in _by_member(info)]
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -104,13 +104,13 @@ class LearningRateVecEnv(VecEnv):
         """One decision of every member: observations ``(N, F)``, rewards ``(N,)``, ends ``(N,)`` and N dictionaries of information."""
         observations, rewards, terminated, truncated, info = self.vector_env.step(self._actions)
         ends = terminated | truncated
+        if not ends.any():
+            return observations, rewards, ends, _by_member(info)
         is_cut = truncated & ~terminated
-        infos = _by_member(info, is_cut)
-        if ends.any():
-            final_infos = _by_member(info["final_info"], is_cut)
-            for member in np.flatnonzero(ends):
-                self.reset_infos[member] = _of_reset(infos[member])
-                infos[member] = final_infos[member] | {"terminal_observation": info["final_obs"][member]}
+        infos, final_infos = _by_member(info, is_cut), _by_member(info["final_info"], is_cut)
+        for member in np.flatnonzero(ends):
+            self.reset_infos[member] = _of_reset(infos[member])
+            infos[member] = final_infos[member] | {"terminal_observation": info["final_obs"][member]}
         return observations, rewards, ends, infos
 
     def close(self) -> None:
@@ -313,16 +313,20 @@ def _of_reset(info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def _by_member(info: Mapping[str, Any], is_cut: np.ndarray) -> list[dict[str, Any]]:
-    """Gymnasium's information in columns as SB3's in rows of plain numbers, with who was truncated, booleans ``(N,)``.
+def _by_member(info: Mapping[str, Any], is_cut: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """Gymnasium's information in columns as SB3's in rows of plain numbers, with who was truncated, booleans ``(N,)``; None where no training ends.
 
-    Each step waits for this: names are written out, as dictionaries with known keys are made faster.
+    Each step waits for this: names are written out, as dictionaries with known keys are made faster, and so is what holds for all.
     """
-    columns = [values.tolist() for values in (info["loss"], info["learning_rate"], info["step"], info["diverged"], is_cut)]
+    columns = [values.tolist() for values in (info["loss"], info["learning_rate"], info["step"])]
     infos = [
-        {"loss": loss, "learning_rate": rate, "step": step, "diverged": diverged, "TimeLimit.truncated": cut}
-        for loss, rate, step, diverged, cut in zip(*columns, strict=True)
+        {"loss": loss, "learning_rate": rate, "step": step, "diverged": False, "TimeLimit.truncated": False}
+        for loss, rate, step in zip(*columns, strict=True)
     ]
+    if is_cut is not None:
+        for name, values in (("diverged", info["diverged"]), ("TimeLimit.truncated", is_cut)):
+            for member in np.flatnonzero(values):
+                infos[member][name] = True
     if "rolled_back" in info:
         for member_info, value in zip(infos, info["rolled_back"].tolist(), strict=True):
             member_info["rolled_back"] = value

@@ -67,7 +67,7 @@ class Call:
         return f"{result}[...] = {inputs if self.function is None else f'{name(self.function)}({inputs})'}"
 
 
-def compile_calls(calls: Sequence[Call]) -> Callable[[], None] | None:
+def compile_calls(calls: Sequence[Call]) -> RecordedKernel | None:
     """A function that makes these calls; None where there is no formula for one of them, or no compiler works.
 
     What it computes rounds as NumPy does, but for logarithms and powers.
@@ -82,23 +82,29 @@ def compile_calls(calls: Sequence[Call]) -> Callable[[], None] | None:
         return None
     run.argtypes, run.restype = [ctypes.c_void_p], None
     addresses = np.array([array.ctypes.data for array in arrays], np.uint64)
-    return _Repeated(run, addresses, arrays)
+    return RecordedKernel(run, addresses, arrays)
 
 
 class _NoFormulaError(Exception):
     """There is none."""
 
 
-class _Repeated:
-    """The function, and what it reads and writes, which must outlive it."""
+class RecordedKernel:
+    """The function, and what it reads and writes, which must outlive it.
 
-    __slots__ = ("_address", "_kept", "_run")
+    Attributes:
+        addresses: Of the function, for callers in C++, and of what it is called with.
+    """
 
-    def __init__(self, run: Callable[[int], None], addresses: np.ndarray, arrays: list[np.ndarray]) -> None:
-        self._run, self._address, self._kept = run, addresses.ctypes.data, (addresses, arrays)
+    __slots__ = ("_kept", "_run", "addresses")
+
+    def __init__(self, run: Any, places: np.ndarray, arrays: list[np.ndarray]) -> None:
+        self._run, self._kept = run, (places, arrays)
+        self.addresses: tuple[int, int] = ctypes.cast(run, ctypes.c_void_p).value or 0, places.ctypes.data
 
     def __call__(self) -> None:
-        self._run(self._address)
+        """Makes the calls."""
+        self._run(self.addresses[1])
 
 
 def _statement(call: Call, arrays: list[np.ndarray]) -> str:

@@ -29,6 +29,7 @@ class Recording:
 
     Attributes:
         results: Arrays or None, written over the next time.
+        kernel: The function in C++, or None.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Recording:
         before = table.copy() if is_compiled else table
         self.results: Sequence[Any] = [None if result is None else result.array for result in function(*arrays)]
         calls = list(_without_copies(calls, [result for result in self.results if result is not None]))
-        compiled = compile_calls(calls) if is_compiled else None
-        self._repeat = compiled or _written_out(calls)
-        if compiled is not None:  # whose logarithms may end in another bit: the first time shall give what any other does
+        self.kernel = compile_calls(calls) if is_compiled else None
+        self._repeat = self.kernel or _written_out(calls)
+        if self.kernel is not None:  # whose logarithms may end in another bit: the first time shall give what any other does
             table[...] = before
-            compiled()
+            self.kernel()
 
     def __call__(self, *inputs: np.ndarray | None) -> Sequence[Any]:
         """Repeats it with other inputs, and returns :attr:`results`."""
@@ -53,6 +54,12 @@ class Recording:
                 own[...] = given
         self._repeat()
         return self.results
+
+    def input(self, number: int) -> np.ndarray:
+        """The array that holds one of the inputs when it is repeated."""
+        array = self._inputs[number]
+        assert array is not None
+        return array
 
 
 class Recorder:
@@ -69,7 +76,7 @@ class Recorder:
 
     def __call__(self, function: Callable[..., Any], *inputs: np.ndarray | None) -> Sequence[Any]:
         """What a function of the table and of inputs returns: arrays or None, written over the next time."""
-        key = function.__name__, *[each is None for each in inputs]
+        key = _key(function, inputs)
         recording = self._recordings.get(key)
         if recording is not None:
             return recording(*inputs)
@@ -77,8 +84,16 @@ class Recorder:
         recording = self._recordings[key] = Recording(function, self._table, *inputs, is_compiled=self._is_compiled and not has_masks)
         return recording.results
 
+    def find(self, function: Callable[..., Any], *inputs: np.ndarray | None) -> Recording | None:
+        """The recording of a function for inputs like these, if it was called with some."""
+        return self._recordings.get(_key(function, inputs))
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_recordings": {}}  # made anew
+
+
+def _key(function: Callable[..., Any], inputs: Sequence[np.ndarray | None]) -> tuple[Any, ...]:
+    return function.__name__, *[each is None for each in inputs]
 
 
 class Recorded(NDArrayOperatorsMixin):

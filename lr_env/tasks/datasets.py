@@ -113,11 +113,39 @@ def diabetes() -> Data:
     """scikit-learn's bundled diabetes data: 442 patients, 10 measurements, one target ``(M, 1)``, both standardised by the training split."""
     from sklearn.datasets import load_diabetes
 
-    measurements, progressions = load_diabetes(return_X_y=True)
-    everything = Split(*(torch.from_numpy(values.astype(np.float32)) for values in (measurements, progressions[:, None])))
-    data = _standardised_inputs(everything.divide())
-    mean, deviation = data.train.targets.mean(0), data.train.targets.std(0)
-    return _each_split(data, lambda part: Split(part.inputs, (part.targets - mean) / deviation))
+    return _regression(*load_diabetes(return_X_y=True))
+
+
+@cache
+def friedman() -> Data:
+    """1,000 examples of scikit-learn's ``make_friedman1`` (Friedman, 1991): 10 numbers, of which 5 matter, one target ``(M, 1)``.
+
+    Both are standardised by the training split. Noise leaves some two thirds of the target's variance to be explained.
+    """
+    from sklearn.datasets import make_friedman1
+
+    return _regression(*make_friedman1(1000, n_features=10, noise=4.0, random_state=SPLIT_SEED))
+
+
+@cache
+def iris() -> Data:
+    """scikit-learn's bundled iris data: 150 flowers, 4 measurements, standardised by the training split, 3 classes."""
+    from sklearn.datasets import load_iris
+
+    return _standardised_inputs(_examples(*load_iris(return_X_y=True)).divide())
+
+
+@cache
+def clusters() -> Data:
+    """2,000 examples of scikit-learn's ``make_classification`` (Guyon, 2003): 20 numbers, of which 12 matter, 5 classes of 2 clusters each.
+
+    The numbers are standardised by the training split.
+    """
+    from sklearn.datasets import make_classification
+
+    return _standardised_inputs(
+        _examples(*make_classification(2000, 20, n_informative=8, n_redundant=4, n_classes=5, flip_y=0.0, random_state=SPLIT_SEED)).divide()
+    )
 
 
 @cache
@@ -189,9 +217,12 @@ def tiny_shakespeare(context: int = 32) -> Data:
 DATASETS: Mapping[str, Callable[[], Data]] = {
     "breast-cancer": breast_cancer,
     "cifar10": cifar10,
+    "clusters": clusters,
     "diabetes": diabetes,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "friedman": friedman,
+    "iris": iris,
     "mnist": mnist,
     "tinyshakespeare": tiny_shakespeare,
     "wine": wine,
@@ -281,6 +312,13 @@ def _each_split(data: Data, change: Callable[[Split], Split]) -> Data:
 def _standardised_inputs(data: Data) -> Data:
     mean, deviation = data.train.inputs.mean(0), data.train.inputs.std(0)
     return _each_split(data, lambda part: Split((part.inputs - mean) / deviation, part.targets))
+
+
+def _regression(inputs: np.ndarray, targets: np.ndarray) -> Data:
+    """Inputs and the one target, ``(M,)``, both standardised by the training split."""
+    data = _standardised_inputs(Split(*(torch.from_numpy(values.astype(np.float32)) for values in (inputs, targets[:, None]))).divide())
+    mean, deviation = data.train.targets.mean(0), data.train.targets.std(0)
+    return _each_split(data, lambda part: Split(part.inputs, (part.targets - mean) / deviation))
 
 
 def _image_split(images: np.ndarray, labels: np.ndarray) -> Split:

@@ -75,6 +75,7 @@ class FamilySpecification:
         initialisation_scale_decades: See there.
         label_noise: See there.
         initial_rate_decades: See there.
+        noisy_fraction: See there.
         num_variants: See there.
         family_seed: See there.
 
@@ -101,6 +102,7 @@ class FamilySpecification:
     num_variants: int = 1
     family_seed: int = 0
     initial_rate_decades: float = 0.0
+    noisy_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -141,8 +143,9 @@ class FamilySpecification:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        if not self.initial_rate_decades:
-            del data["initial_rate_decades"]  # younger than the others: what was saved or digested without it stays as it is
+        for name in ("initial_rate_decades", "noisy_fraction"):  # younger than the others: what was saved or digested without them stays as it is
+            if data[name] == getattr(type(self), name):
+                del data[name]
         data["optimizers"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in self.optimizers]
         return data
 
@@ -154,7 +157,8 @@ class FamilySpecification:
         """
         ranges = ((float(low), float(high)) for low, high in (self.input_scale_decades, self.initialisation_scale_decades, self.label_noise))
         inputs, initialisation, labels = ranges
-        return TaskFamily(self.name, self.draw, inputs, self.num_variants, self.family_seed, initialisation, labels, self.initial_rate_decades)
+        variants = self.draw, inputs, self.num_variants, self.family_seed
+        return TaskFamily(self.name, *variants, initialisation, labels, self.initial_rate_decades, self.noisy_fraction)
 
     def draw(self, generator: np.random.Generator) -> Variant:
         """A variant.

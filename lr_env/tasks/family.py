@@ -70,6 +70,7 @@ def check_draws(values: Mapping[str, Any]) -> None:
     for name, lowest, highest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
         number_range(name, values[name], lowest, highest)
     number_within("initial_rate_decades", values["initial_rate_decades"], 0, 4)
+    number_within("noisy_fraction", values["noisy_fraction"], 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,7 @@ class TaskFamily:
             hold these labels; evaluations, the reference subset among them, the true ones.
         initial_rate_decades: In place of the MDP's, where it is not 0: each training starts ``10**u`` off the initial rate, u uniform in
             ± this number; in [0, 4].
+        noisy_fraction: Probability that a training has label noise at all, in [0, 1].
 
     Raises:
         TypeError: If ``task`` is no task and draws none, the seed is no integer, or a range no pair of numbers.
@@ -107,6 +109,7 @@ class TaskFamily:
     initialisation_scale_decades: tuple[float, float] = (0.0, 0.0)
     label_noise: tuple[float, float] = (0.0, 0.0)
     initial_rate_decades: float = 0.0
+    noisy_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         positive_integer("num_variants", self.num_variants)
@@ -184,6 +187,8 @@ class TaskFamily:
         data = self.variants[0].data
         assert isinstance(data, Data)
         labels = data.train.targets.clone()
+        if self.noisy_fraction < 1 and generator.random() >= self.noisy_fraction:
+            return labels
         count = round(generator.uniform(*self.label_noise) * len(labels))
         chosen = torch.from_numpy(generator.permutation(len(labels))[:count])
         if labels.is_floating_point():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lr_env.seeding import Streams, first_words
+from lr_env.seeding import Streams
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import Data, epoch_order
 from lr_env.training.draws import LARGEST_SET, DrawKernel, Generators
@@ -74,7 +74,7 @@ class Batches:
         """Puts members ``(K,)`` at the first batch of a new order, and makes the family's draws, from their streams ``(K,)``."""
         is_finite = isinstance(self._task.data, Data)
         if is_finite:
-            words = first_words(streams, "order", 2).astype(np.uint64)
+            words = self._generators.first_words(streams, "order", 2).astype(np.uint64)
             self._generators.seed(members, words[:, 0] | words[:, 1] << np.uint64(32))  # as torch_generator does
         family, rows = self._family, torch.from_numpy(members).to(self._device)
         if self.input_scales is not None:
@@ -92,16 +92,21 @@ class Batches:
         self._cursor[members] = 0
         self._look_at_cursors()
 
-    def advance(self, members: np.ndarray | None = None) -> None:
-        """Moves members ``(K,)``, or all, to their next batch."""
+    @property
+    def num_following(self) -> int:
+        """How many batches of all members lie behind the present ones side by side, one after the other."""
+        return 0 if self._shared_cursor is None else self._steps_until_epoch - 1
+
+    def advance(self, members: np.ndarray | None = None, count: int = 1) -> None:
+        """Moves members ``(K,)`` to their next batch; or all, by up to :attr:`num_following` batches, or one."""
         if members is None:
-            self._cursor += 1
+            self._cursor += count
             if self._shared_cursor is not None:
-                self._shared_cursor += 1
+                self._shared_cursor += count
         else:
             self._cursor[members] += 1
             self._shared_cursor = None
-        self._steps_until_epoch -= 1
+        self._steps_until_epoch -= count
         if self._steps_until_epoch == 0 or self._shared_cursor is None:
             finished = self._cursor == self._num_batches
             self._begin_epochs(np.flatnonzero(finished))

@@ -10,18 +10,14 @@
 #include <utility>
 #include <vector>
 
+#pragma GCC optimize("tree-loop-vectorize")  // which PyTorch's compiler flags turn off
+
 namespace {
 
 constexpr int WORDS = 624, MIDDLE = 397;
 
 struct Twister {
   uint32_t words[WORDS], used;
-
-  void seed(uint32_t value) {
-    words[0] = value;
-    for (uint32_t i = 1; i < WORDS; ++i) words[i] = 1812433253u * (words[i - 1] ^ (words[i - 1] >> 30)) + i;
-    used = WORDS + 1;
-  }
 
   static uint32_t twisted(uint32_t high, uint32_t low, uint32_t other) {
     const uint32_t mixed = (high & 0x80000000u) | (low & 0x7fffffffu);
@@ -52,14 +48,67 @@ struct Twister {
   }
 };
 
+// NumPy's SeedSequence (after O'Neill 2015), of entropy and of the words of a spawn key that take 32 bits each.
+struct Hash {
+  uint32_t pool[4] = {}, constant = 0x43b0d7e5u;
+
+  uint32_t hashed(uint32_t word, uint32_t factor = 0x931e8875u) {
+    word ^= constant;
+    constant *= factor;
+    word *= constant;
+    return word ^ (word >> 16);
+  }
+
+  static uint32_t mixed(uint32_t left, uint32_t right) {
+    const uint32_t word = 0xca01f9ddu * left - 0x4973f715u * right;
+    return word ^ (word >> 16);
+  }
+
+  explicit Hash(uint32_t entropy) {
+    for (int i = 0; i < 4; ++i) pool[i] = hashed(i ? 0 : entropy);
+    for (int source = 0; source < 4; ++source)
+      for (int target = 0; target < 4; ++target)
+        if (source != target) pool[target] = mixed(pool[target], hashed(pool[source]));
+  }
+
+  void add(uint32_t word) {
+    for (uint32_t& each : pool) each = mixed(each, hashed(word));
+  }
+
+  void generate(int64_t count, uint32_t* words) {
+    constant = 0x8b51f9ddu;
+    for (int64_t i = 0; i < count; ++i) words[i] = hashed(pool[i % 4], 0x58f38dedu);
+  }
+};
+
 static_assert(sizeof(Twister) == 4 * (WORDS + 1));
 
 }  // namespace
 
-// Seeds the generators in `rows (count,)` with `seeds (count,)`.
+// The first `length` words of the streams with number `purpose` of the episodes of seeds, both (count,): words (count, length).
+extern "C" void hash_streams(int64_t count, const uint32_t* seeds, const uint32_t* episodes, uint32_t purpose, int64_t length, uint32_t* words) {
+  for (int64_t i = 0; i < count; ++i) {
+    Hash hash(seeds[i]);
+    hash.add(episodes[i]);
+    hash.add(purpose);
+    hash.generate(length, words + i * length);
+  }
+}
+
+// Seeds the generators in `rows (count,)` with `seeds (count,)`; several side by side, as each word waits for the last one.
 extern "C" void seed_generators(int64_t count, int threads, const int64_t* rows, const uint64_t* seeds, Twister* generators) {
+  constexpr int SIDE = 16;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (int64_t i = 0; i < count; ++i) generators[rows[i]].seed(static_cast<uint32_t>(seeds[i]));
+  for (int64_t first = 0; first < count; first += SIDE) {
+    const int own = static_cast<int>(std::min<int64_t>(SIDE, count - first));
+    uint32_t last[SIDE] = {};
+    for (int i = 0; i < own; ++i) generators[rows[first + i]].words[0] = last[i] = static_cast<uint32_t>(seeds[first + i]);
+    for (uint32_t word = 1; word < WORDS; ++word) {
+      for (int i = 0; i < SIDE; ++i) last[i] = 1812433253u * (last[i] ^ (last[i] >> 30)) + word;
+      for (int i = 0; i < own; ++i) generators[rows[first + i]].words[word] = last[i];
+    }
+    for (int i = 0; i < own; ++i) generators[rows[first + i]].used = WORDS + 1;
+  }
 }
 
 // Vectors of uniform numbers, as `Tensor.uniform_` draws them, from the generators in `rows (count,)`.

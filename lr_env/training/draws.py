@@ -9,11 +9,13 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lr_env.seeding import PURPOSES, Streams, first_words
 
 WORDS = 624
 """Of a Mersenne twister's state."""
@@ -40,8 +42,20 @@ class DrawKernel:
         self._seed.argtypes = [integer, ctypes.c_int, *[pointer] * 3]
         self._uniform.argtypes = [integer, ctypes.c_int, *[pointer] * 2, integer, *[pointer] * 4, integer, pointer]
         self._orders.argtypes = [integer, ctypes.c_int, *[pointer] * 3, *[integer] * 4, *[pointer] * 2]
-        for function in (self._seed, self._uniform, self._orders):
+        self._hash = library.hash_streams
+        self._hash.argtypes = [integer, pointer, pointer, ctypes.c_uint32, integer, pointer]
+        for function in (self._seed, self._uniform, self._orders, self._hash):
             function.restype = None
+
+    def first_words(self, streams: Sequence[Streams], purpose: Literal["weights", "order"], count: int) -> np.ndarray:
+        """See :func:`lr_env.seeding.first_words`."""
+        seeds, episodes = [stream.seed for stream in streams], [stream.episode for stream in streams]
+        if not streams or max(*seeds, *episodes) >= 2**32:
+            return first_words(streams, purpose, count)
+        words = np.empty((len(streams), count), np.uint32)
+        given = np.array([seeds, episodes], np.uint32)
+        self._hash(len(streams), given[0].ctypes.data, given[1].ctypes.data, PURPOSES.index(purpose), count, words.ctypes.data)
+        return words
 
     def seed(self, generators: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> None:
         """Seeds the generators in ``rows (K,)`` with ``seeds (K,)``, uint64, as ``torch.Generator.manual_seed`` does."""
@@ -90,6 +104,9 @@ def draw_kernel() -> DrawKernel | None:
     except Exception:  # no compiler, or one that fails
         return None
     packed, rows, seeds = np.zeros((2, WORDS + 1), np.uint32), np.arange(2), np.array([3, 2**63 + 5], np.uint64)
+    streams = [Streams(5), Streams(2**32 - 1, 7)]
+    if any((kernel.first_words(streams, purpose, 5) != first_words(streams, purpose, 5)).any() for purpose in ("weights", "order")):
+        return None
     kernel.seed(packed, rows, seeds)
     vectors, orders, narrow = torch.zeros(2, 1000), torch.zeros(7, 2, 97, dtype=torch.int64), 2 + 2.0**-20
     kernel.uniform(packed, rows, [(0, 900, -0.3, 0.7), (900, 950, 2.0, narrow), (950, 1300, 0.0, 1e-3)], vectors)
@@ -126,6 +143,11 @@ class Generators:
         if generator is None:
             generator = self._objects[member] = torch.Generator().set_state(self.state(member))
         return generator
+
+    def first_words(self, streams: Sequence[Streams], purpose: Literal["weights", "order"], count: int) -> np.ndarray:
+        """See :func:`lr_env.seeding.first_words`."""
+        hashed = first_words if self.kernel is None else self.kernel.first_words
+        return hashed(streams, purpose, count)
 
     def seed(self, members: np.ndarray, seeds: np.ndarray) -> None:
         """Gives members ``(K,)`` generators with seeds ``(K,)``, uint64."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lr_env.seeding import Streams, first_words, preserved_global_generators, seed_global_generators
+from lr_env.seeding import Streams, preserved_global_generators, seed_global_generators
 from lr_env.tasks.task import Task
 from lr_env.training.draws import DrawKernel, Generators
 from lr_env.training.gradients import ParameterLayout
@@ -113,7 +113,7 @@ class Initialiser:
         vector = self._constants.clone()  # in float32, as the module draws
         steps = [(getattr(vector[start:stop], method), arguments, method in DRAWS) for start, stop, method, arguments in self._steps]
         row, written = vector[: self._layout.size].numpy(), parameters.numpy()  # views; NumPy converts, and copies a row in less time
-        generators.seed(members, _seeds(streams))
+        generators.seed(members, _seeds(generators, streams))
         for member, own_row in zip(members.tolist(), rows.tolist(), strict=True):
             generator = generators[member]
             for method, arguments, draws in steps:
@@ -136,7 +136,7 @@ class Initialiser:
         assert self._kernel is not None
         for name, buffer in self._buffers.items():
             buffers[name][torch.from_numpy(rows)] = buffer
-        generators.seed(members, _seeds(streams))
+        generators.seed(members, _seeds(generators, streams))
         size = self._layout.size
         is_whole = len(rows) == len(parameters) and parameters.dtype == torch.float32 and bool((rows == np.arange(len(rows))).all())
         vectors = parameters if is_whole else torch.empty(len(rows), size)
@@ -189,9 +189,9 @@ class Initialiser:
         return all(torch.equal(built, replayed) for built, replayed in zip(*results, strict=True))
 
 
-def _seeds(streams: Sequence[Streams]) -> np.ndarray:
+def _seeds(generators: Generators, streams: Sequence[Streams]) -> np.ndarray:
     """Of PyTorch's generators, ``(K,)``, as :func:`lr_env.seeding.seed_global_generators` takes them."""
-    return first_words(streams, "weights", 3)[:, 2].astype(np.uint64)
+    return generators.first_words(streams, "weights", 3)[:, 2].astype(np.uint64)
 
 
 class _Recorder(TorchDispatchMode):

@@ -337,24 +337,33 @@ inline Number step(Number* weights, const Number* directions, const Number* prev
 
 }  // namespace
 
-// Steps of `members` perceptrons, in place. The last gradients may be the directions.
-//   weights, directions, gradients: (members, P); rates: (members, GROUPS); inputs: (M, WIDTHS[0]); targets: (M,) or (M, WIDTHS[LAYERS]);
-//   indices: (members, BATCH), into both; scales: (members,), of the inputs, or null; target_step: distance of the members' own targets, or 0;
-//   losses: (members,); norms: (3, GROUPS, members): squares of the gradients, their products with the last ones, squares of the weights.
-extern "C" void step_perceptrons(int64_t members, int64_t size, int threads, Number* weights, const Number* directions, Number* gradients,
-                                 const Number* rates, const Number* inputs, const void* targets, int64_t target_step, const int64_t* indices,
-                                 const Number* scales, Number* losses, Number* norms) {
+// Perceptrons that are stepped in place. The last gradients may be the directions.
+struct Members {
+  int64_t count, size;       // N; P
+  Number* weights;           // (N, P)
+  const Number* directions;  // (N, P)
+  Number* gradients;         // (N, P)
+  const Number* inputs;      // (M, WIDTHS[0])
+  const void* targets;       // (M,) or (M, WIDTHS[LAYERS])
+  int64_t target_step;       // distance of the members' own targets, or 0
+  const Number* scales;      // (N,), of the inputs, or null
+};
+
+// A step of all of them.
+//   rates: (N, GROUPS); indices: (N, BATCH), into inputs and targets;
+//   losses: (N,); norms: (3, GROUPS, N): squares of the gradients, their products with the last ones, squares of the weights.
+extern "C" void step_perceptrons(const Members* all, int threads, const Number* rates, const int64_t* indices, Number* losses, Number* norms) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Scratch scratch;
 #pragma omp for schedule(static)
-    for (int64_t member = 0; member < members; ++member) {
+    for (int64_t member = 0; member < all->count; ++member) {
       Number own[3 * GROUPS] = {};
-      const char* own_targets = static_cast<const char*>(targets) + member * target_step;
-      Number* gradient = gradients + member * size;
-      losses[member] = step(weights + member * size, directions + member * size, gradient, gradient, rates + member * GROUPS, inputs, own_targets,
-                            indices + member * BATCH, scales ? scales[member] : Number(1), own, scratch);
-      for (int row = 0; row < 3 * GROUPS; ++row) norms[row * members + member] = own[row];
+      const char* targets = static_cast<const char*>(all->targets) + member * all->target_step;
+      Number* gradient = all->gradients + member * all->size;
+      losses[member] = step(all->weights + member * all->size, all->directions + member * all->size, gradient, gradient, rates + member * GROUPS,
+                            all->inputs, targets, indices + member * BATCH, all->scales ? all->scales[member] : Number(1), own, scratch);
+      for (int row = 0; row < 3 * GROUPS; ++row) norms[row * all->count + member] = own[row];
     }
   }
 }

@@ -71,6 +71,17 @@ class Perceptron:
         return sum(fan_out * (fan_in + has_bias) for fan_in, fan_out, has_bias in pairs)
 
 
+class Members(ctypes.Structure):
+    """Of the same name in ``perceptron.cpp``: where what the kernel reads and changes lies."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "size")),
+        *((name, ctypes.c_void_p) for name in ("weights", "directions", "gradients", "inputs", "targets")),
+        ("target_step", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+    ]
+
+
 class PerceptronKernel:
     """Steps of a population of perceptrons, in place.
 
@@ -105,7 +116,7 @@ class PerceptronKernel:
         library = CppCodeCache.load("#include <ATen/cpu/vec/vec.h>\n" + source)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._step, self._evaluate = library.step_perceptrons, library.evaluate_perceptrons
-        self._step.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 6, integer, *[pointer] * 4]
+        self._step.argtypes = [ctypes.POINTER(Members), ctypes.c_int, *[pointer] * 4]
         self._evaluate.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 4, integer, pointer, ctypes.c_int, pointer]
         self._step.restype = self._evaluate.restype = None
         self._size, self._num_groups, self._is_classification = perceptron.size, len(groups), is_classification
@@ -130,41 +141,40 @@ class PerceptronKernel:
         self._evaluate(*first, *tensors, len(inputs), None if scales is None else scales.data_ptr(), with_metric, sums.data_ptr())
         return sums
 
-    def __call__(
-        self,
-        parameters: Tensor,
-        directions: Tensor,
-        gradients: Tensor,
-        rates: Tensor,
-        inputs: Tensor,
-        targets: Tensor,
-        indices: Tensor,
-        scales: Tensor | None,
-        own_targets: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """``w ← w − rate · u``, and gradients on the next minibatches; all tensors contiguous.
+    @property
+    def address(self) -> int:
+        """Of ``step_perceptrons``, for callers in C++."""
+        return ctypes.cast(self._step, ctypes.c_void_p).value or 0
+
+    def place(self, weights: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor | None, own_targets: int = 0) -> Members:
+        """Where a population's tensors lie, all of them contiguous; it must not outlive them. Directions and gradients are added for each step.
 
         Args:
-            parameters: ``(N, P)``, changed.
-            directions: ``(N, P)``; may be the gradients.
-            gradients: The last ones, ``(N, P)``; changed.
-            rates: ``(N, G)``.
+            weights: ``(N, P)``.
             inputs: ``(M, …)``.
             targets: ``(M,)`` or ``(M, …)``.
-            indices: Of the minibatches' examples, ``(N · B,)``.
             scales: Of the inputs, ``(N,)``, or None.
             own_targets: Number of targets that belong to one member, ``targets`` being ``(N · M, …)``; 0 if all share theirs.
+        """
+        target_step = own_targets * targets[0].numel() * targets.element_size()
+        data = inputs.data_ptr(), targets.data_ptr(), target_step, None if scales is None else scales.data_ptr()
+        return Members(len(weights), self._size, weights.data_ptr(), None, None, *data)
+
+    def __call__(self, members: Members, rates: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """``w ← w − rate · u``, and gradients on the next minibatches, in place.
+
+        Args:
+            members: Where all lies; the directions may be the gradients, which are the last ones.
+            rates: ``(N, G)``, contiguous.
+            indices: Of the minibatches' examples, ``(N · B,)``, contiguous.
 
         Returns:
             Losses ``(N,)``, and :data:`SIGNALS` ``(3, G, N)``.
         """
-        count = len(parameters)
-        losses, signals = parameters.new_empty(count), parameters.new_empty(3, self._num_groups, count)
-        target_step = own_targets * targets[0].numel() * targets.element_size()
-        first = count, self._size, torch.get_num_threads()
-        tensors = (each.data_ptr() for each in (parameters, directions, gradients, rates, inputs, targets))
-        scales_pointer = None if scales is None else scales.data_ptr()
-        self._step(*first, *tensors, target_step, indices.data_ptr(), scales_pointer, losses.data_ptr(), signals.data_ptr())
+        count = len(rates)
+        losses, signals = rates.new_empty(count), rates.new_empty(3, self._num_groups, count)
+        pointers = (each.data_ptr() for each in (rates, indices, losses, signals))
+        self._step(members, torch.get_num_threads(), *pointers)
         return losses, signals
 
 
@@ -192,7 +202,9 @@ def make_kernel(family: TaskFamily, gradient_function: GradientFunction, groups:
 
     def last_member(parameters: Tensor, _: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         own, gradient = parameters[-1:].clone(), torch.zeros_like(parameters[-1:])
-        losses, _ = kernel(own, gradient, gradient, own.new_zeros(1, len(groups)), inputs[-1], targets[-1], torch.arange(task.batch_size), None)
+        members = kernel.place(own, inputs[-1], targets[-1], None)
+        members.directions = members.gradients = gradient.data_ptr()
+        losses, _ = kernel(members, own.new_zeros(1, len(groups)), torch.arange(task.batch_size))
         return gradient[0], losses[0]
 
     return kernel if gradient_function.agrees(last_member, check) else None

@@ -27,14 +27,14 @@ from lr_env.training.initialisation import Initialiser
 from lr_env.training.optimizers import SGD, Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
 from lr_env.training.perceptron import SIGNALS as PRODUCTS
-from lr_env.training.perceptron import PerceptronKernel, make_kernel
+from lr_env.training.perceptron import Members, PerceptronKernel, make_kernel
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure, signal_rows
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_graph, interpreted, plain, require_compiler
 
 _MADE_ANEW = (
     *("_steps_view", "_rates_view", "_template", "_gradient_function", "_initialiser"),
-    *("_backend", "_part_backend", "_draws", "_evaluation", "_kernel", "_steps_in_place"),
+    *("_backend", "_part_backend", "_draws", "_evaluation", "_kernel", "_members", "_steps_in_place"),
 )
 """What is not pickled."""
 
@@ -101,6 +101,7 @@ class Population:
 
     _evaluation: EvaluationFunction | None
     _kernel: PerceptronKernel | None
+    _members: Members | None
     _take_step: Callable[..., Any] | None
     _take_losses: Callable[..., Any] | None
 
@@ -292,17 +293,28 @@ class Population:
         """Whether a kernel of our own takes the gradients."""
         return self._kernel is not None
 
+    @property
+    def kernel_sources(self) -> list[int] | None:
+        """Where the kernel gives all signals: of each, 0 for the losses, else one more than its row in the kernel's."""
+        return self._sources if self._kernel is not None else None
+
+    @property
+    def kernel_address(self) -> int:
+        """Of the kernel's step, for callers in C++."""
+        assert self._kernel is not None
+        return self._kernel.address
+
     def step_in_place(self, rates: Tensor) -> tuple[Tensor, Tensor]:
         """``w ← w − rate · u``, then loss and gradient at the new weights, for rates ``(N, G)`` of the population's type.
 
         Returns:
             Losses ``(N,)`` and products ``(3, G, N)``, for :meth:`conclude`.
         """
+        if self._kernel is not None:
+            return self._kernel(self.members_of_kernel(), rates, self.batches.references()[2])
         parameters, directions, gradients = (self.state[name] for name in ("parameters", "directions", "gradients"))
         inputs, targets, indices, scales = self.batch()[:4]
         assert inputs is not None and targets is not None and indices is not None
-        if self._kernel is not None:
-            return self._kernel(parameters, directions, gradients, rates, inputs, targets, indices, scales, self.batches.num_own_targets)
         parameters.addcmul_(directions, self.groups.expand(rates), value=-1)
         batch = self.batches.gather(inputs, targets, indices, scales)
         with torch.no_grad():
@@ -311,6 +323,16 @@ class Population:
         products = torch.stack([self.groups.products(*pair).view(self.num_members, -1).t() for pair in pairs])
         gradients.copy_(fresh)
         return losses, products
+
+    def members_of_kernel(self) -> Members:
+        """For a population that :attr:`has_kernel`: where the kernel finds everything at present."""
+        assert self._kernel is not None
+        state = self.state
+        if self._members is None or self._members.weights != state["parameters"].data_ptr():
+            inputs, targets, _ = self.batches.references()
+            self._members = self._kernel.place(state["parameters"], inputs, targets, self.batches.input_scales, self.batches.num_own_targets)
+        self._members.directions, self._members.gradients = state["directions"].data_ptr(), state["gradients"].data_ptr()
+        return self._members
 
     def conclude(self, state: State, steps: Tensor, losses: Tensor, products: Tensor) -> tuple[State, Tensor]:
         """Directions and signals after :meth:`step_in_place`, whose results are given: a pure function, to be part of a graph.
@@ -347,13 +369,13 @@ class Population:
         result: np.ndarray = signals.numpy()
         return result
 
-    def move_on(self, members: np.ndarray | None = None) -> None:
-        """Members ``(K,)``, or all, count one more step and go to their next minibatch, for :meth:`transition`."""
+    def move_on(self, members: np.ndarray | None = None, count: int = 1) -> None:
+        """Members ``(K,)``, or all, count one more step and go to their next minibatch, for :meth:`transition`; or all several."""
         if members is None:
-            self.steps += 1
+            self.steps += count
         else:
             self.steps[members] += 1
-        self.batches.advance(members)
+        self.batches.advance(members, count)
 
     def transition(self, state: State, steps: Tensor, rates: Tensor, momenta: Tensor | None, *batch: Tensor | None) -> tuple[State, Tensor]:
         """``w ← w − rate · u``, then loss, gradient and direction at the new weights: a pure function, to be part of a graph.
@@ -618,7 +640,7 @@ class Population:
         # On a GPU the time of many small calls counts most: there, drawing at once is for all who have a compiler.
         self._draws = draw_kernel() if self._compile or not self._is_on_cpu else None
         self._initialiser = Initialiser(self.task, self._gradient_function.layout, self.dtype, self._draws)
-        self._evaluation = self._kernel = None
+        self._evaluation = self._kernel = self._members = None
         self._steps_in_place = False
         self._take_step = self._take_losses = None
 
