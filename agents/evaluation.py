@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -149,8 +149,10 @@ class Ends:
     num_decisions: np.ndarray
 
 
-def run_to_the_end(episodes: Episodes | EpisodeGroups, controller: Controller, outcome: Outcome) -> Ends:
-    """Lets a controller run trainings that have begun with this outcome until all have ended."""
+def run_to_the_end(
+    episodes: Episodes | EpisodeGroups, controller: Controller, outcome: Outcome, progress: Callable[[int], object] | None = None
+) -> Ends:
+    """Lets a controller run trainings that have begun with this outcome until all have ended; ``progress`` is told the decisions made so far."""
     running, starts, state = np.ones(episodes.num_members, bool), np.ones(episodes.num_members, bool), None
     returns, diverged, num_decisions = np.zeros(len(running)), np.zeros(len(running), bool), np.zeros(len(running), np.int64)
     while running.any():
@@ -161,6 +163,8 @@ def run_to_the_end(episodes: Episodes | EpisodeGroups, controller: Controller, o
         num_decisions += running
         running &= ~outcome.ended
         starts = np.zeros(len(running), bool)
+        if progress is not None:
+            progress(int(num_decisions.sum()))
     return Ends(returns, diverged, num_decisions)
 
 

@@ -88,6 +88,7 @@ class DirectPolicyIteration:
         config: Hyperparameters.
         seed: Of the trainings and the network.
         next_environment: Makes the environment of a round, 1, 2, …, such as one with other variants; None for the same again.
+        progress: Told the transitions so far, those of an unfinished round among them, after each decision.
 
     Attributes:
         num_steps_taken: Transitions so far, of each training with all of its actions.
@@ -103,6 +104,7 @@ class DirectPolicyIteration:
         config: PolicyIterationConfig | None = None,
         seed: int = 0,
         next_environment: Callable[[int], LearningRateVectorEnv] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         self.environment, self.config, self.seed = environment, config or PolicyIterationConfig(), check_seed(seed)
         process = environment.mdp.begin(1, 1, 0.0)
@@ -117,7 +119,7 @@ class DirectPolicyIteration:
             raise ValueError(f"num_envs must be a multiple of actions times variants, {unit}, but {environment.num_envs} was given.")
         self.num_trainings = environment.num_envs // len(self.config.actions)
         self.num_steps_taken = self.num_rounds = 0
-        self._next_environment = next_environment
+        self._next_environment, self._progress = next_environment, progress
         self._inputs: list[np.ndarray] = []
         self._gains: list[np.ndarray] = []
         self._network = self._new_network()
@@ -171,7 +173,9 @@ class DirectPolicyIteration:
         seeds = role_seeds(self._seed_of_round(self.num_rounds), Role.TRAIN, self.num_trainings)
         held = _HeldActions(np.repeat(config.actions, self.num_trainings), self._network, self._moments(episodes.horizons))
         episodes.restart(members, seeds * len(config.actions))
-        ends = run_to_the_end(episodes, held, episodes.begin(members))
+        progress, before = self._progress, self.num_steps_taken
+        show = None if progress is None else lambda count: progress(before + count)
+        ends = run_to_the_end(episodes, held, episodes.begin(members), show)
         if environment is not self.environment:
             environment.close()
         returns = ends.returns.reshape(-1, self.num_trainings)  # (K, T)

@@ -210,14 +210,17 @@ class Training:
     def _after_updates(self, agent: Any) -> bool:
         """Called by the agent where nothing is half done; False stops it."""
         steps, options = agent.num_steps_taken, self.options
-        if self._bar is not None:
-            self._bar.update(steps - self._bar.n)
+        self._show_progress(steps)
         if steps // options.evaluation_interval > self._evaluated // options.evaluation_interval:
             self._evaluate()
             self._save()
         elif steps // options.checkpoint_interval > self._saved // options.checkpoint_interval:
             self._save()
         return not self._is_stopping
+
+    def _show_progress(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.update(steps - self._bar.n)
 
     def _evaluate(self) -> None:
         """Evaluates the present controller and keeps it if none was better."""
@@ -315,7 +318,8 @@ class Training:
                 return self._make_environment(dataclasses.replace(trained, family_seed=trained.family_seed + number), arguments)
 
             of_variants = next_environment if self.num_variants > 1 else None
-            return DirectPolicyIteration(self.environment, self._configuration(_policy_iteration_config), options.seed, of_variants)
+            of_agent = self._configuration(_policy_iteration_config)
+            return DirectPolicyIteration(self.environment, of_agent, options.seed, of_variants, self._show_progress)
         if options.algorithm == "actor-critic":
             return OnlineTraining(self.environment, self._configuration(ActorCriticConfig), options.seed)
         from agents.sb3 import SB3Agent

@@ -157,10 +157,16 @@ def test_every_data_set_has_a_name_and_every_source_known_hashes() -> None:
         assert all(len(bytes.fromhex(digest)) == 32 for digest in source.hashes.values())
 
 
-@pytest.mark.parametrize("name", ["breast-cancer", "diabetes", "digits", "friedman", "wine"])
+MADE: dict[str, Any] = {
+    "clusters": lambda: sklearn.datasets.make_classification(2000, 20, n_informative=8, n_redundant=4, n_classes=5, flip_y=0.0, random_state=0),
+    "friedman": lambda: sklearn.datasets.make_friedman1(1000, noise=4.0, random_state=0),
+}
+
+
+@pytest.mark.parametrize("name", ["breast-cancer", "clusters", "diabetes", "digits", "friedman", "iris", "wine"])
 def test_bundled_data_equal_a_naive_reference(name: str) -> None:
-    if name == "friedman":
-        inputs, targets = sklearn.datasets.make_friedman1(1000, noise=4.0, random_state=0)
+    if name in MADE:
+        inputs, targets = MADE[name]()
     else:
         inputs, targets = getattr(sklearn.datasets, f"load_{name.replace('-', '_')}")(return_X_y=True)
     is_regression = name in ("diabetes", "friedman")

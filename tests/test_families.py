@@ -137,6 +137,24 @@ def test_label_noise_has_its_share_and_differs_between_trainings() -> None:
     assert torch.equal(clean, family.variants[0].data.split("train").targets)  # the task's own are as they were
 
 
+def test_a_share_of_trainings_has_no_label_noise() -> None:
+    family = varied(label_noise=(0.5, 1.0), noisy_fraction=0.3)
+    clean = family.variants[0].data.split("train").targets
+    drawn = [family.draw_labels(Streams(seed).family) for seed in range(300)]
+    is_noisy = np.array([not torch.equal(labels, clean) for labels in drawn])
+    assert abs(is_noisy.mean() - 0.3) < 0.06
+    seed = int(np.flatnonzero(is_noisy)[0])
+    generator = child(seed, 1)
+    assert generator.random() < 0.3
+    labels, count = clean.clone(), round(generator.uniform(0.5, 1.0) * len(clean))
+    chosen = torch.from_numpy(generator.permutation(len(clean))[:count])
+    labels[chosen] = torch.from_numpy(generator.integers(3, size=count))
+    assert torch.equal(drawn[seed], labels)
+    specification = FamilySpecification(label_noise=[0, 0.5], noisy_fraction=0.5)
+    assert specification.family().noisy_fraction == 0.5 == FamilySpecification.from_dict(specification.to_dict()).noisy_fraction
+    assert "noisy_fraction" not in FamilySpecification().to_dict()  # older digests stay as they are
+
+
 def test_label_noise_of_numbers_takes_those_of_other_examples() -> None:
     task = Task("numbers", lambda: nn.Linear(1, 1), "mean_squared_error", _line(), batch_size=10)
     family = TaskFamily("noisy", task, label_noise=(0.5, 0.5))
@@ -377,6 +395,7 @@ def test_the_shipped_family_runs_side_by_side() -> None:
         (lambda: FamilySpecification(data_fraction=[0, 1]), ValueError, "data_fraction must be .* 0 < low"),
         (lambda: FamilySpecification(data_fraction=["a", 1]), TypeError, "data_fraction, \\(low, high\\), must be a number, but 'a'"),
         (lambda: FamilySpecification(label_noise=[0.1]), ValueError, "label_noise must be a pair"),
+        (lambda: FamilySpecification(noisy_fraction=1.5), ValueError, "noisy_fraction must be within \\[0, 1\\], but 1.5"),
         (lambda: FamilySpecification(width=[True, True]), ValueError, "width must be \\[low, high\\], integers"),
         (lambda: FamilySpecification(data_sets=[["digits"]]), ValueError, "Unknown data_sets \\['digits'\\]"),
         (lambda: TaskFamily("f", tiny_task(), input_scale_decades=3), TypeError, "input_scale_decades must be a pair"),

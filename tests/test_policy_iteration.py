@@ -68,8 +68,10 @@ def test_recognises_the_training() -> None:
 def test_gains_are_differences_of_returns() -> None:
     """Against the environment's own rewards, and observations, step by step."""
     config = dataclasses.replace(CONFIG, actions=(-0.5, 0, 0.5), moments=(0.0, 0.35), largest_gain=0.3)
-    agent = DirectPolicyIteration(environment(slope(1.0), 6), config, seed=3)
+    told: list[int] = []
+    agent = DirectPolicyIteration(environment(slope(1.0), 6), config, seed=3, progress=told.append)
     agent.learn(1)
+    assert told == list(range(6, 61, 6))
     assert (agent.num_rounds, agent.num_steps_taken) == (1, 60)
     seeds = [agent.environment.episodes.get_state(np.array([member]))["seeds"][0] for member in range(6)]
     assert seeds[:2] * 3 == seeds

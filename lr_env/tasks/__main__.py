@@ -34,7 +34,8 @@ def describe(family: TaskFamily) -> tuple[str, ...]:
     if family.varies_initialisation:
         varies.append("initial weights × 10^({:g} to {:g})".format(*family.initialisation_scale_decades))
     if family.varies_labels:
-        varies.append("label noise {:g} to {:g}".format(*family.label_noise))
+        share = "" if family.noisy_fraction == 1 else f" in {family.noisy_fraction:.0%} of trainings"
+        varies.append("label noise {:g} to {:g}".format(*family.label_noise) + share)
     return (
         sizes.pop() if len(sizes) == 1 else "by variant",
         _span(num_parameters, ",.0f"),
