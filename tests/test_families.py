@@ -17,7 +17,7 @@ from lr_env import FamilySpecification, LearningRateVectorEnv, NoisyQuadratic, T
 from lr_env.seeding import Streams
 from lr_env.tasks import Data
 from lr_env.tasks.datasets import DATASETS
-from lr_env.tasks.families import SMALL, SMALL_HELD_OUT
+from lr_env.tasks.families import SMALL, SMALL_HELD_OUT, SMALL_WIDE
 from lr_env.tasks.models import mlp
 from tests.rollouts import assert_same_bits, continue_with, roll_out, start, tiny_task
 
@@ -358,18 +358,20 @@ def test_the_shipped_families_share_no_variant() -> None:
         assert len(kinds[0]) >= 18 and len(kinds[1]) >= 9
         assert not kinds[0] & kinds[1]
     # By construction: every model of the one has a non-linearity, of a kind that no model of the other has.
-    assert not set(SMALL.activations) & set(SMALL_HELD_OUT.activations) and SMALL_HELD_OUT.depth[0] >= 1
+    trained_on = {*SMALL.activations, *SMALL_WIDE.activations}
+    assert not trained_on & set(SMALL_HELD_OUT.activations) and SMALL_HELD_OUT.depth[0] >= 1
 
 
 def test_the_shipped_families_are_diverse() -> None:
-    small, held_out = make_task("small"), make_task("small-heldout")
-    assert small.num_variants >= 24 and held_out.num_variants >= 12
-    for family in (small, held_out):
+    small, wide, held_out = (make_task(name) for name in ("small", "small-wide", "small-heldout"))
+    assert small.num_variants >= 24 and wide.num_variants >= 24 and held_out.num_variants >= 12
+    for family in (small, wide, held_out):
         assert sum(" cnn " in task.name for task in family.variants) >= family.num_variants // 6
         assert max(task.horizon for task in family.variants) > 8 * min(task.horizon for task in family.variants)
     assert {task.name.split()[0] for task in small.variants} == {"digits", "breast-cancer", "wine"}
+    assert {task.name.split()[0] for task in wide.variants} == {"digits", "breast-cancer", "wine", "iris", "clusters", "friedman"}
     assert "diabetes" in {task.name.split()[0] for task in held_out.variants}
-    assert {name for name in (*SMALL.data_sets, *SMALL_HELD_OUT.data_sets) if name not in DATASETS} == set()
+    assert {name for name in (*SMALL.data_sets, *SMALL_WIDE.data_sets, *SMALL_HELD_OUT.data_sets) if name not in DATASETS} == set()
 
 
 def test_the_shipped_family_runs_side_by_side() -> None:

@@ -318,11 +318,8 @@ def _by_member(info: Mapping[str, Any], is_cut: np.ndarray | None = None) -> lis
 
     Each step waits for this: names are written out, as dictionaries with known keys are made faster, and so is what holds for all.
     """
-    columns = [values.tolist() for values in (info["loss"], info["learning_rate"], info["step"])]
-    infos = [
-        {"loss": loss, "learning_rate": rate, "step": step, "diverged": False, "TimeLimit.truncated": False}
-        for loss, rate, step in zip(*columns, strict=True)
-    ]
+    columns = zip(info["loss"].tolist(), info["learning_rate"].tolist(), info["step"].tolist(), strict=True)
+    infos = [{"loss": loss, "learning_rate": rate, "step": step, "diverged": False, "TimeLimit.truncated": False} for loss, rate, step in columns]
     if is_cut is not None:
         for name, values in (("diverged", info["diverged"]), ("TimeLimit.truncated", is_cut)):
             for member in np.flatnonzero(values):

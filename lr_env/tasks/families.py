@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
 
@@ -266,6 +266,21 @@ SMALL = FamilySpecification(
 )
 """For training: small networks on scikit-learn's bundled data, fast on one core."""
 
+SMALL_WIDE = replace(
+    SMALL,
+    name="small-wide",
+    data_sets=("digits", "digits", "digits", "breast-cancer", "wine", "iris", "clusters", "clusters", "friedman", "friedman"),
+    activations=("relu", "relu", "tanh", "elu", "softplus"),
+    convolutions=(1, 3),
+    batch_size=(8, 100),
+    horizon=(40, 8000),
+    data_fraction=(0.3, 1.0),
+    label_noise=(0.0, 0.25),
+    noisy_fraction=0.5,
+    family_seed=1000,
+)
+"""For training too, more widely: regression among the tasks, half of the trainings without label noise, and longer ones."""
+
 SMALL_HELD_OUT = FamilySpecification(
     name="small-heldout",
     data_sets=("diabetes", "digits", "digits"),
@@ -284,7 +299,7 @@ SMALL_HELD_OUT = FamilySpecification(
     num_variants=12,
     family_seed=18,  # chosen in the same way
 )
-"""For evaluation, never trained on. No variant is one of :data:`SMALL`: all have a hidden layer, and none has an activation of its."""
+"""For evaluation, never trained on. No variant is one of the others: all have a hidden layer, and none has an activation of theirs."""
 
-for _shipped in (SMALL, SMALL_HELD_OUT):
+for _shipped in (SMALL, SMALL_WIDE, SMALL_HELD_OUT):
     register_task(_shipped.name, _shipped.family, tuple(sorted(set(_shipped.data_sets))))
