@@ -28,13 +28,12 @@ OTHER_AGENTS = ("DDPG", "TD3", "SAC", "A2C", "DQN")
 
 
 def controllers() -> list[str]:
-    """What was entered, in the order of training seeds; the first one is the one that the package brings."""
+    """What was entered, in the order of training seeds."""
     own = RESULTS / "controllers"
     files: dict[str, list[Path]] = {name: [] for name in ("PPO", "PPO (5 seeds)", *OTHER_AGENTS)}
     for optimizer in STANDARD.tracks:
-        pretrained = ROOT / "lr_env" / "pretrained" / f"{optimizer}.safetensors"
-        files["PPO"].append(pretrained)
-        files["PPO (5 seeds)"] += [pretrained, *(own / f"{optimizer}-{seed}.safetensors" for seed in range(1, 5))]
+        files["PPO"].append(own / f"{optimizer}-0.safetensors")
+        files["PPO (5 seeds)"] += [own / f"{optimizer}-{seed}.safetensors" for seed in range(5)]
         for name in OTHER_AGENTS:
             files[name].append(own / f"{name.lower()}-{optimizer}.safetensors")
     from_files = [f"{name}={','.join(map(str, paths))}" for name, paths in files.items()]
