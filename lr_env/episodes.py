@@ -383,7 +383,7 @@ class Episodes:
         return outcome, made
 
     def _step_once(self, actions: np.ndarray, deciding: np.ndarray | None, running: np.ndarray | None, restarting: np.ndarray | None) -> Outcome:
-        """One of them."""
+        """One SGD step of those running, or all; ends are not looked at."""
         members = computed = None if running is None else np.flatnonzero(running)
         if computed is not None and restarting is not None:
             computed = np.union1d(computed, restarting)

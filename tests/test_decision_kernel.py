@@ -67,7 +67,7 @@ def test_decisions_at_once_are_those_step_by_step(name: str, monkeypatch: pytest
     assert any(info.get("final_info", info)["diverged"].any() for info in at_once.infos)
 
 
-def test_copies_go_on_with_the_same_bits() -> None:
+def test_copies_go_on_as_the_environment_does() -> None:
     env = make(steps_per_action=2)
     chosen = rates(env)
     roll_out(env, chosen[:2])
@@ -77,7 +77,7 @@ def test_copies_go_on_with_the_same_bits() -> None:
         expected = env.step(row)
         for other in others:
             for one, another in zip(other.step(row)[:4], expected[:4], strict=True):
-                np.testing.assert_allclose(one, another, 1e-12, 1e-12)  # a copy's first step is NumPy's, whose logarithms may end in another bit
+                np.testing.assert_allclose(one, another, 1e-12, 1e-12)  # a copy's first step is made from Python, in another order of sums
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "momentum"}, {"reward_on": "same_batch"}, {"circuit_breaker": True}, {"control_momentum": True}])
