@@ -200,7 +200,7 @@ class PolicyNetwork(nn.Module):
         if observations.ndim not in (1, 2) or observations.shape[-1] != self.num_features:
             expected = f"(N, {self.num_features}) or ({self.num_features},)"
             raise ValueError(f"Observations of shape {expected} are expected, but {observations.shape} was given.")
-        affine = self._affine()
+        affine = self.affine()
         inputs, state = self.inputs(observations, state, episode_start)
         if self._has_small_layers and observations.size == self.num_features:
             return self._predict_one(inputs, affine), state
@@ -224,7 +224,7 @@ class PolicyNetwork(nn.Module):
             action = _OUTPUTS_OF_ONE[self.output](weight @ values + bias)
         return action.reshape((*inputs.shape[:-1], *action.shape))
 
-    def _affine(self) -> list[tuple[Tensor, Tensor]]:
+    def affine(self) -> list[tuple[Tensor, Tensor]]:
         """Weights and biases of the layers; whoever loads or moves them may have put new tensors in their place."""
         # A module's attributes take several times as long.
         return [(own["weight"], own["bias"]) for own in [layer._parameters for layer in self._linear]]  # type: ignore[misc]

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lr_env.checks import positive_integer
-from lr_env.controllers import BoundController, OnlineController, load_controller
+from lr_env.controllers import BoundController, OnlineController, PolicyNetwork, load_controller
 from lr_env.isolation import full_precision
+from lr_env.loop_decision import LoopDecision, Outcome, can_decide
 from lr_env.mdp import MDP, DecisionProcess
 from lr_env.mdp.actions import BASE_SCHEDULES, ResidualAction
 from lr_env.mdp.arrays import Array
@@ -37,6 +38,8 @@ UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_m
 """Signals that a loop does not give."""
 
 STATE_VERSION = 5
+
+_CAN_BE_DISTRIBUTED = torch.distributed.is_available()
 
 RETURNS_IN_A_ROW = 10
 """After so many, the circuit breaker takes a high loss for the new level."""
@@ -180,11 +183,7 @@ class ControllerLR(LRScheduler):
         Raises:
             ValueError: If it is not one number.
         """
-        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-        if value.numel() != 1:
-            raise ValueError(f"The loss must be one number, but a tensor of shape {tuple(value.shape)} was given: take its mean.")
-        is_half = value.dtype in (torch.float16, torch.bfloat16)
-        self._pending.append(value.reshape(1).float() if is_half else value.reshape(1).clone())  # the caller may divide the loss in place
+        self._pending.append(_detached(loss).clone())  # the caller may divide the loss in place
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Sets the rates of the coming ``optimizer.step()``; without a loss, and without any observed since the last call, does nothing.
@@ -192,9 +191,8 @@ class ControllerLR(LRScheduler):
         Args:
             loss: Of the minibatch at whose gradients the optimizer is about to step.
         """
-        if loss is not None:
-            self.observe(loss)
-        if not self._pending:
+        losses = self._pending if loss is None else [*self._pending, loss]
+        if not losses:
             self._steps_without_loss += 1
             if self._steps_without_loss > 1:
                 self._warn_once(
@@ -202,14 +200,14 @@ class ControllerLR(LRScheduler):
                     "loss.backward() and optimizer.step(); where a framework calls step() itself, call controller.observe(loss) there."
                 )
             return
-        self._steps_without_loss = 0
-        losses, self._pending = self._pending, []
+        self._steps_without_loss, self._pending = 0, []
         if self.last_epoch >= self.total_steps:
             self._warn_once(f"ControllerLR has made its total_steps={self.total_steps} steps: the last rate stays. Give the number of all steps.")
             self._set_rates()
             return
-        with full_precision(self._signals.device.type):
-            self._measure_and_decide(losses)
+        if not self._decides_at_once(losses):
+            with full_precision(self._signals.device.type), torch.no_grad():
+                self._measure_and_decide(losses)
         self.last_epoch += 1
         self._step_count += 1
 
@@ -278,7 +276,7 @@ class ControllerLR(LRScheduler):
         self._set(state_dict["_last_lr"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_record", "_recorded")}  # views into the table
+        return {name: value for name, value in self.__dict__.items() if name not in ("_record", "_recorded", "_at_once")}  # views into the table
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -300,31 +298,73 @@ class ControllerLR(LRScheduler):
 
     def _look_at_table(self) -> None:
         self._record, self._recorded = self._process.record(self._table), Recorder(self._table, self._compiles)
+        self._at_once: LoopDecision | Literal[False] | None = None
 
-    def _measure_and_decide(self, losses: list[Tensor]) -> None:
-        with torch.no_grad():
-            signals = self._measure(losses)
-            if self._breaker is not None and self._breaker.sees_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
-                self._go_back(self._breaker)
-                return
-            is_finite = bool(np.isfinite(signals).all())
-            self._signals.keep(is_finite)
+    def _decides_at_once(self, losses: Sequence[Tensor | float]) -> bool:
+        """Measures and decides in one call of C++, where everything can be: with nothing done, says that it can't."""
+        if self._at_once is None:
+            self._at_once = self._make_decision()
+        if not self._at_once or _num_ranks() > 1:
+            return False
+        if self._scaler is not None:
+            _unscale(self._scaler, self.optimizer)
+        loss = _number(losses[0]) if len(losses) == 1 else _number(torch.cat([_detached(each) for each in losses]).mean())
+        if not self._signals.prepare(self._ratios):
+            return False
+        outcome = self._at_once(loss, self._state, self.last_epoch % self.mdp.steps_per_action == 0)
+        self._signals.release()
+        if outcome == Outcome.SIGNALS_NOT_FINITE:
+            self._signals.keep(is_valid=False)
+            self._fall_back()
+            return True
+        self.observation = self._at_once.observation.copy()
+        if outcome == Outcome.ACTION_NOT_FINITE:
+            self._fall_back_from_action()
+        else:
+            self._set_rates()
+        return True
+
+    def _make_decision(self) -> LoopDecision | Literal[False] | None:
+        """What decides in one call; False where nothing can, None before the first step."""
+        policy = self._bound.controller
+        if self._signals.kernel is None or self._breaker is not None or not isinstance(policy, PolicyNetwork) or not can_decide(policy):
+            return False
+        if self._record["age"][0, 0] < 0:
+            return None
+        before, nothing = self._table.copy(), np.zeros((self._process.num_actions, 1))
+        signals = np.ones((1 + len(self._signals.columns), self._process.num_groups, 1))
+        with np.errstate(all="ignore"):
+            self._recorded(self._observe_in, signals)
+            self._recorded(self._act_in, nothing)
+        self._table[:] = before
+        observe, act = self._recorded.find(self._observe_in, signals), self._recorded.find(self._act_in, nothing)
+        if observe is None or act is None or observe.kernel is None or act.kernel is None:
+            return False
+        return LoopDecision(self._signals, observe, act, self._process, policy)
+
+    def _measure_and_decide(self, losses: Sequence[Tensor | float]) -> None:
+        signals = self._measure([_detached(loss) for loss in losses])
+        if self._breaker is not None and self._breaker.sees_jump(float(signals[0, 0, 0]) - self._process.lower_bound):
+            self._go_back(self._breaker)
+            return
+        is_finite = bool(np.isfinite(signals).all())
+        self._signals.keep(is_finite)
         if is_finite:
             self._decide(signals)
         else:
             self._fall_back()
 
-    def _measure(self, losses: list[Tensor]) -> np.ndarray:
+    def _measure(self, losses: Sequence[Tensor]) -> np.ndarray:
         """Signals ``(R, G, 1)``, of all ranks."""
         if self._scaler is not None:
             _unscale(self._scaler, self.optimizer)
         device = self._signals.device
         loss = losses[0] if len(losses) == 1 else torch.cat([value.to(device) for value in losses]).mean(0, keepdim=True)
         signals = self._signals(loss, self._ratios)
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if (num_ranks := _num_ranks()) > 1:
             signals = signals.to(device)  # NCCL knows no other
             torch.distributed.all_reduce(signals)
-            signals /= torch.distributed.get_world_size()
+            signals /= num_ranks
         measured: np.ndarray = (signals if signals.is_cpu else signals.cpu()).numpy()
         return measured
 
@@ -345,8 +385,7 @@ class ControllerLR(LRScheduler):
                     self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
                 )
                 if not np.isfinite(action).all():
-                    self._warn_once("The controller gave an action that is not a finite number: the rate falls back. Look at its weights.")
-                    self._set_fallback_rates()
+                    self._fall_back_from_action()
                     return
                 self._recorded(self._act_in, process.parse_actions(action, 1).T)
         self._set_rates()
@@ -379,6 +418,10 @@ class ControllerLR(LRScheduler):
         age[age >= 0] += 1
         self._set_fallback_rates()
 
+    def _fall_back_from_action(self) -> None:
+        self._warn_once("The controller gave an action that is not a finite number: the rate falls back. Look at its weights.")
+        self._set_fallback_rates()
+
     def _set_fallback_rates(self) -> None:
         rate, action = math.nan if self._fallback is None else float(self._fallback(self.last_epoch)), self._process.action
         if math.isfinite(rate):
@@ -390,8 +433,8 @@ class ControllerLR(LRScheduler):
 
     def _set_rates(self) -> None:
         """The process's rates, in all groups."""
-        rates = self._record["rates"][0]  # (G,)
-        self._set([float(rates[i if self._is_grouped else 0]) * ratio for i, ratio in enumerate(self._ratios)])
+        rates = self._record["rates"][0].tolist()  # (G,)
+        self._set([rate * ratio for rate, ratio in zip(rates if self._is_grouped else rates * len(self._ratios), self._ratios, strict=True)])
 
     def _set(self, rates: list[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -509,6 +552,32 @@ class _Breaker:
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+
+def _detached(loss: Tensor | float) -> Tensor:
+    """A loss as a tensor ``(1,)``, of float32 where it is of half precision."""
+    if not isinstance(loss, Tensor):
+        return torch.tensor([float(loss)])
+    if loss.numel() != 1:
+        raise _no_number(loss)
+    value = loss.detach().reshape(1)
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _number(loss: Tensor | float) -> float:
+    """A loss as a number."""
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise _no_number(loss)
+    return loss.item() if isinstance(loss, Tensor) else float(loss)
+
+
+def _no_number(loss: Tensor) -> ValueError:
+    return ValueError(f"The loss must be one number, but a tensor of shape {tuple(loss.shape)} was given: take its mean.")
+
+
+def _num_ranks() -> int:
+    """Processes that train together."""
+    return torch.distributed.get_world_size() if _CAN_BE_DISTRIBUTED and torch.distributed.is_initialized() else 1
 
 
 def _cloned(value: Any) -> Any:

@@ -222,13 +222,14 @@ def test_with_a_trainer_of_another_class_and_an_optimizer(tmp_path: Path, monkey
     seen: list[float] = []
     run = Run(tmp_path, trainer_class=Controlled)
     run.trainer.optimizer = torch.optim.AdamW(run.model.parameters(), 0.03)
-    original = ControllerLR.observe
+    original = ControllerLR.step
 
-    def observe(self: ControllerLR, loss: Any) -> None:
-        seen.append(float(loss))
+    def step(self: ControllerLR, loss: Any = None) -> None:
+        if loss is not None:
+            seen.append(float(loss))
         original(self, loss)
 
-    monkeypatch.setattr(ControllerLR, "observe", observe)
+    monkeypatch.setattr(ControllerLR, "step", step)
     run.train()
     assert seen == losses
     assert run.trainer.controller_lr.base_lrs == [0.03]

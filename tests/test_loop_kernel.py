@@ -183,7 +183,7 @@ def test_a_copy_has_a_kernel_of_its_own() -> None:
     observations = [[each.step() and each.controller.observation for _ in range(4)] for each in (copied, case, other)]
     for found in observations[:2]:
         np.testing.assert_array_equal(found, observations[2])
-    assert copied.controller._signals._kernel not in (None, case.controller._signals._kernel)
+    assert copied.controller._signals.kernel not in (None, case.controller._signals.kernel)
 
 
 def test_numbers_that_are_not_finite() -> None:

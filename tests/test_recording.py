@@ -89,7 +89,7 @@ def test_a_recorded_process_is_the_process(features: str, action: str, masked: b
         np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5 * is_compiled, atol=1e-6 * is_compiled)  # in float32
         np.testing.assert_allclose(actual[1], expected[1], **tolerance)
         assert [each.dtype for each in actual] == [np.float32, np.float64]
-    assert recording is not None and (type(recording._repeat) is not FunctionType) == (is_compiled and features != "solar2026")
+    assert recording is not None and (type(recording._repeat) is not FunctionType) == is_compiled
 
 
 def numbers(table: Any, values: Any, mask: Any) -> Sequence[Any]:

@@ -151,7 +151,7 @@ class DecisionProcess:
         self._observer, self._device = Observer(self.features, rows, device), device
         self.observation_space = gym.spaces.Box(-CLIP, CLIP, (num_groups * len(self.features),), np.float32)
         self.action_space = self._space()
-        self._low, self._high = _bounds(self.action_space)
+        self.lowest_action, self.highest_action = _bounds(self.action_space)
         self._action_shape = self.action_space.shape or ()
         self._log_range = constant([math.log10(self.rates.lowest), math.log10(self.rates.highest)], device)
 
@@ -257,7 +257,7 @@ class DecisionProcess:
         if array.shape != shape:
             raise ValueError(f"Actions of shape {shape[1:]} are expected for each training, {shape} in all, but {array.shape} was given.")
         values = array.astype(np.float64).reshape(num_members, -1)
-        clipped: np.ndarray = np.minimum(np.maximum(values, self._low), self._high)
+        clipped: np.ndarray = np.minimum(np.maximum(values, self.lowest_action), self.highest_action)
         if math.isnan(clipped.min()):
             raise ValueError(f"An action must be a number, but NaN was given: {actions!r}. Look at the observation and at the policy's weights.")
         if isinstance(self.action_space, gym.spaces.Discrete) and (values != np.round(values)).any():

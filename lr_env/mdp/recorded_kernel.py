@@ -70,7 +70,7 @@ class Call:
 def compile_calls(calls: Sequence[Call]) -> RecordedKernel | None:
     """A function that makes these calls; None where there is no formula for one of them, or no compiler works.
 
-    What it computes rounds as NumPy does, but for logarithms and powers.
+    What it computes rounds as NumPy does, but for logarithms, powers and sums.
     """
     from torch._inductor.codecache import CppCodeCache  # here, as it takes a second to import
 
@@ -113,6 +113,8 @@ def _statement(call: Call, arrays: list[np.ndarray]) -> str:
     if isinstance(function, partial):
         if isinstance(source := getattr(function.func, "__self__", None), np.ndarray) and inputs[1] == 0:  # source.take(indices, axis=0)
             return _copies([source[index] for index in inputs[0].flat], result, arrays)
+        if function.func == np.add.reduce and function.keywords == {"axis": 0}:
+            return _sums(inputs[0], result, arrays)
         function = function.func if not function.keywords else None
         if function is np.tile and len(inputs[1]) == inputs[0].ndim == 1:
             return _copies([inputs[0]] * inputs[1][0], result, arrays)
@@ -120,10 +122,17 @@ def _statement(call: Call, arrays: list[np.ndarray]) -> str:
         raise _NoFormulaError(function)
     spread = [np.broadcast_to(value, result.shape) for value in inputs]
     for own in spread:
-        if own.dtype not in TYPES or (np.may_share_memory(own, result) and _layout(own) != _layout(result)):
+        if own.dtype not in TYPES or (np.may_share_memory(own, result) and not _is_read_in_time(own, result)):
             raise _NoFormulaError(f"{function} of {own.dtype}, or in places that overlap")
     numbers = [_place(own, arrays) for own in spread]
     return _loops(result.shape, f"{_place(result, arrays)} = {FORMULAS[function].format(*numbers)};")
+
+
+def _is_read_in_time(own: np.ndarray, result: np.ndarray) -> bool:
+    """Whether a loop over the result reads each number of an input before it writes over it: where both are one, or the input lies ahead."""
+    (start, strides), (start_of_result, strides_of_result) = _layout(own), _layout(result)
+    is_ahead = start > start_of_result and own.flags.c_contiguous and result.flags.c_contiguous
+    return strides == strides_of_result and (start == start_of_result or is_ahead)
 
 
 def _layout(array: np.ndarray) -> tuple[int, list[int]]:
@@ -137,6 +146,14 @@ def _copies(parts: Sequence[np.ndarray], result: np.ndarray, arrays: list[np.nda
     if not np.may_share_memory(places, result) or {part.dtype for part in parts} != {result.dtype} or result.dtype not in TYPES:
         raise _NoFormulaError("parts of another kind than the whole")
     return "".join(_loops(part.shape, f"{_place(place, arrays)} = {_place(part, arrays)};") for place, part in zip(places, parts, strict=True))
+
+
+def _sums(rows: np.ndarray, result: np.ndarray, arrays: list[np.ndarray]) -> str:
+    """Sums of an array along its first dimension."""
+    if rows.dtype != result.dtype or result.dtype not in TYPES or np.may_share_memory(rows, result):
+        raise _NoFormulaError("a sum of another type, or in a place that overlaps")
+    target = _place(result, arrays)
+    return "".join(_loops(row.shape, f"{target} {'+=' if k else '='} {_place(row, arrays)};") for k, row in enumerate(rows))
 
 
 def _place(array: np.ndarray, arrays: list[np.ndarray]) -> str:

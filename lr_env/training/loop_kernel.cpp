@@ -18,7 +18,7 @@ constexpr int64_t BLOCK = 8192;  // elements whose products are added up in floa
 constexpr int64_t TO_SHARE = 65536;  // elements of a tensor that is worth more threads than one
 constexpr int PRODUCTS = 5;
 
-struct Tensors {  // of a parameter, in the order of the table's columns
+struct Tensors {  // of a parameter
   int64_t count, rule, group;
   const float *gradients, *weights;
   c10::BFloat16* before;  // may be null
@@ -92,17 +92,21 @@ void take_block(const Tensors& tensors, const Numbers& n, int64_t start, int64_t
 
 }  // namespace
 
-// Adds to `totals`, (groups, PRODUCTS), what each of the parameters gives; the same for any number of threads.
-extern "C" void measure_loop(int64_t parameters, const Tensors* table, const Rule* rules, int threads, double* totals) {
-  for (const Tensors* tensors = table; tensors != table + parameters; ++tensors) {
-    const Rule& rule = rules[tensors->rule];
-    const Numbers n = numbers(rule, *tensors);
-    const auto take = rule.is_adam ? take_block<true, true> : tensors->first ? take_block<true, false> : take_block<false, false>;
-    const int64_t blocks = (tensors->count + BLOCK - 1) / BLOCK;
+// Adds to `totals`, (groups, PRODUCTS), what each of the parameters gives; the same for any number of threads. `table`: a row of them for each
+// member of Tensors.
+extern "C" void measure_loop(int64_t parameters, const int64_t* table, const Rule* rules, int threads, double* totals) {
+  for (int64_t parameter = 0; parameter < parameters; ++parameter) {
+    const auto number = [&](int row) { return table[row * parameters + parameter]; };
+    const auto floats = [&](int row) { return reinterpret_cast<const float*>(number(row)); };
+    const Tensors tensors{number(0), number(1), number(2), floats(3), floats(4), reinterpret_cast<c10::BFloat16*>(number(5)), floats(6), floats(7), floats(8)};
+    const Rule& rule = rules[tensors.rule];
+    const Numbers n = numbers(rule, tensors);
+    const auto take = rule.is_adam ? take_block<true, true> : tensors.first ? take_block<true, false> : take_block<false, false>;
+    const int64_t blocks = (tensors.count + BLOCK - 1) / BLOCK;
     std::vector<double> of_blocks(blocks * PRODUCTS);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && tensors->count >= TO_SHARE)
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && tensors.count >= TO_SHARE)
     for (int64_t block = 0; block < blocks; ++block)
-      take(*tensors, n, block * BLOCK, std::min(tensors->count, (block + 1) * BLOCK), &of_blocks[block * PRODUCTS]);
-    for (int64_t k = 0; k < blocks * PRODUCTS; ++k) totals[tensors->group * PRODUCTS + k % PRODUCTS] += of_blocks[k];
+      take(tensors, n, block * BLOCK, std::min(tensors.count, (block + 1) * BLOCK), &of_blocks[block * PRODUCTS]);
+    for (int64_t k = 0; k < blocks * PRODUCTS; ++k) totals[tensors.group * PRODUCTS + k % PRODUCTS] += of_blocks[k];
   }
 }

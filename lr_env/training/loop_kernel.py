@@ -17,8 +17,11 @@ from lr_env.training.optimizers import SGD, Adam, AdamW, StackedOptimizer
 SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "gradient_dot_direction", "direction_norm_squared", "weight_norm_squared")
 """What the kernel returns, in this order."""
 
-COLUMNS = ("count", "rule", "group", "gradients", "weights", "before", "first", "second", "step")
+ROWS = ("count", "rule", "group", "gradients", "weights", "before", "first", "second", "step")
 """Of the kernel's table: numbers, then addresses, or 0 for none."""
+
+NUM_OPTIONS = 10
+"""Numbers of the kernel's ``Rule``."""
 
 
 class LoopKernel:
@@ -29,6 +32,10 @@ class LoopKernel:
         rule_of: Numbers of their optimizers' rules.
         group_of: Numbers of the groups in which their products are added.
         before: Where the last gradients of each are kept in bfloat16, which each call replaces; None for nowhere.
+
+    Attributes:
+        num_groups: G.
+        call: For callers in C++: addresses of the function, and what it is called with before threads and totals.
     """
 
     def __init__(self, sizes: Sequence[int], rule_of: Sequence[int], group_of: Sequence[int], before: Sequence[Tensor] | None) -> None:
@@ -37,22 +44,26 @@ class LoopKernel:
         # The header by which it sees that there are vectors comes first.
         source = "#include <ATen/cpu/vec/vec.h>\n" + resources.files(__package__).joinpath("loop_kernel.cpp").read_text()
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        self._measure = CppCodeCache.load(source).measure_loop
-        self._measure.argtypes, self._measure.restype = [integer, pointer, pointer, ctypes.c_int, pointer], None
-        self._sizes, self._ones, self._num_groups = sizes, [1] * len(sizes), max(group_of) + 1
+        measure = CppCodeCache.load(source).measure_loop
+        measure.argtypes, measure.restype = [integer, pointer, pointer, ctypes.c_int, pointer], None
+        self._measure = measure
+        self._sizes, self._ones, self.num_groups = sizes, [1] * len(sizes), max(group_of) + 1
         self._seen: dict[str, tuple[Sequence[Tensor | None], list[int]]] = {}  # tensors and their addresses, by name
         self._options: list[Any] = []
-        self._numbers = np.zeros((0, 0))
-        self._table = np.zeros((len(sizes), len(COLUMNS)), np.int64)
-        self._table[:, :3] = np.transpose([sizes, rule_of, group_of])
+        self._numbers = np.zeros((max(rule_of) + 1, NUM_OPTIONS))
+        row = ctypes.c_int64 * len(sizes)  # takes a list in less time than NumPy
+        self._table = (row * len(ROWS))()
+        self._rows: dict[str, Any] = dict(zip(ROWS, self._table, strict=True))
+        self._rows["count"][:], self._rows["rule"][:], self._rows["group"][:] = sizes, rule_of, group_of
         if before is not None:
             self._before = before  # kept alive
-            self._table[:, 5] = [tensor.data_ptr() for tensor in before]
+            self._rows["before"][:] = [tensor.data_ptr() for tensor in before]
+        self.call = ctypes.cast(measure, pointer).value or 0, len(sizes), ctypes.addressof(self._table), self._numbers.ctypes.data
 
-    def __call__(
+    def prepare(
         self, tensors: Mapping[str, Sequence[Tensor | None]], rules: Sequence[StackedOptimizer], ratios: Sequence[float], factor: float
-    ) -> np.ndarray | None:
-        """:data:`SIGNALS` of each group, ``(G, 5)``; None, with nothing done, where a tensor is of another kind than the kernel's.
+    ) -> bool:
+        """Looks up what the next call reads; False where a tensor is of another kind than the kernel's.
 
         Args:
             tensors: Of each parameter ``gradients`` and ``weights``, and what the optimizer keeps: as ``first`` the momentum, or None before its
@@ -65,22 +76,28 @@ class LoopKernel:
             try:
                 addresses = [0 if tensor is None else tensor.data_ptr() for tensor in of_parameters]
             except RuntimeError:  # sparse ones have none
-                return None
+                return False
             seen, before = self._seen.get(name, ((), []))
             if addresses == before and all(map(operator.is_, of_parameters, seen)):
                 continue
             if not _are_readable(of_parameters, self._ones if name == "step" else self._sizes):
                 self._seen.pop(name, None)
-                return None
-            self._table[:, COLUMNS.index(name)] = addresses
+                return False
+            self._rows[name][:] = addresses
             if name != "gradients":  # these are others at every step, and would take memory in between
                 self._seen[name] = of_parameters, addresses
         options = [*rules, *ratios, factor]
         if options != self._options:
             self._options = options
-            self._numbers = np.array([_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)])
-        totals = np.zeros((self._num_groups, len(SIGNALS)))
-        self._measure(len(self._table), self._table.ctypes.data, self._numbers.ctypes.data, torch.get_num_threads(), totals.ctypes.data)
+            numbers = [_numbers(rule, ratio, factor) for rule, ratio in zip(rules, ratios, strict=True)]
+            self._numbers[:] = numbers[: len(self._numbers)]  # groups without parameters may follow
+        return True
+
+    def __call__(self) -> np.ndarray:
+        """:data:`SIGNALS` of each group, ``(G, 5)``, of what was prepared; takes the gradients for those before the next."""
+        totals = np.zeros((self.num_groups, len(SIGNALS)))
+        _, *arguments = self.call
+        self._measure(*arguments, torch.get_num_threads(), totals.ctypes.data)
         return totals
 
 

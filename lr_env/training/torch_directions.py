@@ -172,6 +172,7 @@ class Directions:
         if found is None:
             raise UnknownDirectionError(f"the direction of {type(optimizer).__name__} is not known; known are {', '.join(KNOWN_OPTIMIZERS)}")
         self._kind, self._refused = found, tuple(({"maximize": False} | dict(found.refused)).items())
+        self._options = (*_OPTIONS, *(option for option, _ in self._refused))
         self._made: dict[tuple[Any, ...], StackedOptimizer] = {}
         self._names: dict[StackedOptimizer, list[str]] = {}
         self._memory: Tensor | None = None
@@ -212,19 +213,22 @@ class Directions:
         moments = [piece.of([state[name] for state in states], gradients) for name in _MOMENTS.values()]
         return self._terms_of_adam(rule, steps.pop() + 1, scale, factor, moments)
 
-    def products(self, kernel: LoopKernel, gradients: Sequence[Tensor], group_of: Sequence[int]) -> np.ndarray | None:
-        """What the kernel gives, with the groups of the parameters; None where it can't, and before Adam's first step."""
-        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+    def prepare(self, kernel: LoopKernel, gradients: Sequence[Tensor], group_of: Sequence[int]) -> bool:
+        """Makes the kernel ready, with the groups of the parameters; False where it can't be, and before Adam's first step."""
         tensors: dict[str, Sequence[Tensor | None]] = {"gradients": gradients, "weights": self._parameters}
-        if isinstance(self.rules[0], SGD):
-            has_momentum = [bool(rule.has_momentum) for rule in self.rules]
+        is_sgd, has_momentum = isinstance(self.rules[0], SGD), [bool(rule.has_momentum) for rule in self.rules]
+        if is_sgd and not any(has_momentum):  # looking up states takes time
+            tensors["first"] = [None] * len(gradients)
+            return kernel.prepare(tensors, self.rules, self._ratios, self._factor_as_number())
+        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        if is_sgd:
             tensors["first"] = [state.get("momentum_buffer") if has_momentum[i] else None for i, state in zip(group_of, states, strict=True)]
         else:
             for name, key in (("first", "exp_avg"), ("second", "exp_avg_sq"), ("step", "step")):
                 tensors[name] = values = [state.get(key) for state in states]
                 if not all([isinstance(value, Tensor) for value in values]):  # noqa: C419  (takes less time)
-                    return None
-        return kernel(tensors, self.rules, self._ratios, self._factor_as_number())
+                    return False
+        return kernel.prepare(tensors, self.rules, self._ratios, self._factor_as_number())
 
     def _factor_as_number(self) -> float:
         if self._factor is not None and self._number is None:
@@ -269,15 +273,16 @@ class Directions:
         return directions
 
     def _rule(self, group: ParameterGroup) -> StackedOptimizer:
-        for option, allowed in self._refused:
-            if group.get(option, allowed) != allowed:
-                raise UnknownDirectionError(f"the direction of {type(self._optimizer).__name__} is not known with {option}={group[option]!r}")
-        key = tuple(map(group.get, _OPTIONS))
-        if key not in self._made:
+        key = tuple(map(group.get, self._options))
+        rule = self._made.get(key)
+        if rule is None:
+            for option, allowed in self._refused:
+                if group.get(option, allowed) != allowed:
+                    raise UnknownDirectionError(f"the direction of {type(self._optimizer).__name__} is not known with {option}={group[option]!r}")
             rule = self._kind.make(group)
             self._made = {key: rule} | ({} if len(self._made) > 100 else self._made)
             self._names = {rule: list(rule.initial_state(torch.zeros(1, 0)))} | ({} if len(self._names) > 100 else self._names)
-        return self._made[key]
+        return rule
 
     def _state(self, piece: Piece, name: str, states: Sequence[Mapping[str, Any]], like: Tensor) -> Tensor:
         """One tensor of our state, ``(1, p)``; 0 before the optimizer's first step."""
@@ -349,6 +354,8 @@ class LoopSignals:
         num_groups: Groups with signals of their own.
         previous: ``gradients`` and ``directions`` of the step before ``(1, P)``, where signals need them; gradients in bfloat16 where a
             kernel measures.
+        kernel: None where there is none.
+        columns: Which of the kernel's products the signals after the loss are.
 
     Raises:
         RuntimeError: If ``compile`` is asked for and there is no C++ compiler.
@@ -395,18 +402,17 @@ class LoopSignals:
         self._agrees = "directions" in self.previous
         self._chunk = _elements_per_chunk(self.device)
         self._gradients: list[Tensor] = []
-        self._lacks_gradients = False
         self._latest_gradients = self._latest_directions = self._like
         self._group_of = group_of
-        self._kernel = self._make_kernel(sizes) if has_kernel else None
-        self._columns = [SIGNALS.index(name) for name in self._rows[1:]] if has_kernel else []
+        self.kernel = self._make_kernel(sizes) if has_kernel else None
+        self.columns = [SIGNALS.index(name) for name in self._rows[1:]] if has_kernel else []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kernel": self._kernel is not None}  # it holds addresses
+        return self.__dict__ | {"kernel": self.kernel is not None}  # it holds addresses
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._kernel = self._make_kernel([parameter.numel() for parameter in self._parameters]) if state["_kernel"] else None
+        self.kernel = self._make_kernel([parameter.numel() for parameter in self._parameters]) if state["kernel"] else None
 
     def __call__(self, loss: Tensor, ratios: Sequence[float]) -> Tensor:
         """The signals ``(R, G, 1)``, float64, with the rows that :func:`lr_env.training.signal_rows` names.
@@ -418,7 +424,22 @@ class LoopSignals:
         Raises:
             ValueError: If parameters were added to the optimizer.
         """
-        if sum(len(group["params"]) for group in self._optimizer.param_groups) != self._count:
+        loss = loss.to(self.device)
+        if self.prepare(ratios):
+            assert self.kernel is not None
+            signals = self._of_products(loss, self.kernel())
+        else:
+            signals = self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
+        self.release()
+        return signals
+
+    def prepare(self, ratios: Sequence[float]) -> bool:
+        """Looks at the step that is due; says whether the kernel is ready to measure it. :meth:`release` is due afterwards.
+
+        Raises:
+            ValueError: If parameters were added to the optimizer.
+        """
+        if sum([len(group["params"]) for group in self._optimizer.param_groups]) != self._count:
             raise ValueError("The optimizer has other parameters than when ControllerLR was made: make a new one after add_param_group().")
         if self.directions is not None:
             factor = None
@@ -426,18 +447,21 @@ class LoopSignals:
                 norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
                 factor = (self._clip_norm / (norm.to(self._like) + 1e-6)).clamp(max=1.0).view(1, 1)
             self.directions.begin(ratios, factor)
-        if self._names:
-            found = [parameter.grad for parameter in self._parameters]
-            self._gradients = [_dense(*pair) for pair in zip(found, self._parameters, strict=True)]
-            self._lacks_gradients = any(gradient is None for gradient in found)
-        loss = loss.to(self.device)
-        products = None if self._kernel is None else self._products(self._kernel)
-        if products is not None:
-            signals = self._of_products(loss, products)
-        else:
-            signals = self._measure_whole(loss) if self._is_small else self._measure_pieces(loss)
-        self._gradients = []  # zero_grad() is to free them
-        return signals
+        lacks_gradients, self._gradients = False, []
+        for parameter in self._parameters if self._names else ():
+            gradient = parameter.grad
+            lacks_gradients |= gradient is None
+            self._gradients.append(_dense(gradient, parameter) if gradient is None or gradient.is_sparse else gradient)  # calls take time
+        if self.kernel is None or lacks_gradients:
+            return False
+        if isinstance(self.directions, Directions):
+            return self.directions.prepare(self.kernel, self._gradients, self._group_of)
+        rules = [SGD()] * (max(self._group_of) + 1)  # any: nobody asks
+        return self.kernel.prepare({"gradients": self._gradients, "weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
+
+    def release(self) -> None:
+        """Lets go of the gradients, which ``zero_grad()`` is to free."""
+        self._gradients = []
 
     def keep(self, is_valid: bool = True) -> None:
         """Takes the last step for the one before the next; one that is not valid, for none.
@@ -471,17 +495,9 @@ class LoopSignals:
             before = [self.previous["gradients"][0, starts[i] :][:size] for i, size in enumerate(sizes)]
         return LoopKernel(sizes, self._group_of, self._group_of if self._is_grouped else [0] * len(sizes), before)
 
-    def _products(self, kernel: LoopKernel) -> np.ndarray | None:
-        if self._lacks_gradients:
-            return None
-        if isinstance(self.directions, Directions):
-            return self.directions.products(kernel, self._gradients, self._group_of)
-        rules = [SGD()] * (max(self._group_of) + 1)  # any: nobody asks
-        return kernel({"gradients": self._gradients, "weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
-
     def _of_products(self, loss: Tensor, products: np.ndarray) -> Tensor:
         signals = np.empty((len(self._rows), len(products), 1))
-        signals[0], signals[1:, :, 0] = loss.item(), products.T[self._columns]
+        signals[0], signals[1:, :, 0] = loss.item(), products.T[self.columns]
         return torch.from_numpy(signals)
 
     def _measure_whole(self, loss: Tensor) -> Tensor:
