@@ -7,7 +7,8 @@
 #include <cstdint>
 
 using Recorded = void (*)(char** at);  // of recorded_kernel.py
-using Step = void (*)(const void* members, int threads, const Number* rates, const int64_t* indices, Number* losses, Number* norms);  // of perceptron.cpp
+using Step = void (*)(const void* members, int threads, const Number* rates, const int64_t* indices, int64_t made, Number* losses,
+                      Number* norms);  // of perceptron.cpp
 
 struct Decision {
   Recorded choose;
@@ -20,7 +21,7 @@ struct Decision {
   int64_t batch;           // from the indices of one step to those of the next
   const double* rates;     // (groups, count), what is chosen
   Number* own_rates;       // (count, groups)
-  Number* measured;        // losses (count,), then norms (3, groups, count)
+  Number* measured;        // losses (count,), then norms (.., groups, count)
   int64_t num_signals;
   const int64_t* sources;  // (num_signals,): 0 for the losses, else one more than the number of the norm
   double* signals;         // (num_signals, groups, count), what is learnt from
@@ -37,7 +38,7 @@ extern "C" int64_t decide(const Decision* own, int chooses, const int64_t* indic
     for (int64_t member = 0; member < count; ++member) own->own_rates[member * own->groups + group] = Number(own->rates[group * count + member]);
   Number* norms = own->measured + count;
   for (int64_t made = 1;; ++made, indices += own->batch) {
-    own->step(own->members, int(own->threads), own->own_rates, indices, own->measured, norms);
+    own->step(own->members, int(own->threads), own->own_rates, indices, made - 1, own->measured, norms);
     for (int64_t row = 0; row < own->num_signals; ++row) {
       double* signal = own->signals + row * columns;
       const int64_t source = own->sources[row];

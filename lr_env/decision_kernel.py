@@ -64,7 +64,8 @@ class DecisionKernel:
         self._own.count, self._own.groups, self._own.batch = count, groups, count * population.task.batch_size
         self._own.num_signals, self._own.sources = len(sources), kept(np.array(sources, np.int64))
         self._own.rates, self._own.rewards, self._own.diverged = (record[name].ctypes.data for name in ("rates", "reward", "diverged"))
-        self._own.own_rates, self._own.measured = kept(np.zeros((count, groups), dtype)), kept(np.zeros((4, groups, count), dtype))
+        measured = np.zeros((1 + population.num_products, groups, count), dtype)
+        self._own.own_rates, self._own.measured = kept(np.zeros((count, groups), dtype)), kept(measured)
         self._own.earned, self._own.signals = kept(np.zeros((groups, count))), learn.input(0).ctypes.data
 
     def __call__(self, actions: np.ndarray | None, most: int) -> int:

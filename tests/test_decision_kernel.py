@@ -27,6 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "final": {"reward_on": "final", "steps_per_action": 3},
     "at once": {"autoreset_mode": "SameStep", "steps_per_action": 3},
     "two threads": {"num_threads": 2, "steps_per_action": 3},
+    "momentum": {"optimizer": "momentum", "steps_per_action": 3},
+    "adamw": {"optimizer": "adamw", "steps_per_action": 3, "lr_groups": "tensor", "lr_max": 1.0},
 }
 
 
@@ -80,7 +82,7 @@ def test_copies_go_on_as_the_environment_does() -> None:
                 np.testing.assert_allclose(one, another, 1e-12, 1e-12)  # a copy's first step is made from Python, in another order of sums
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "momentum"}, {"reward_on": "same_batch"}, {"circuit_breaker": True}, {"control_momentum": True}])
+@pytest.mark.parametrize("options", [{"optimizer": "lion"}, {"reward_on": "same_batch"}, {"circuit_breaker": True}, {"control_momentum": True}])
 def test_what_else_happens_between_steps_is_left_to_python(options: dict[str, Any]) -> None:
     if "control_momentum" in options:
         options = options | {"optimizer": "momentum", "action": "relative"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from lr_env import LearningRateVectorEnv, Task
+from lr_env.seeding import Streams
 from lr_env.tasks.models import mlp
 from lr_env.training.perceptron import Perceptron
 from tests.reference import flat, mean_loss, train
@@ -54,6 +56,18 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
+RULES: dict[str, dict[str, Any]] = {
+    "sgd with weight decay": {"name": "sgd", "weight_decay": 0.1},
+    "momentum": {"name": "momentum"},
+    "momentum with weight decay": {"name": "momentum", "momentum": 0.7, "weight_decay": 0.1},
+    "nesterov": {"name": "momentum", "nesterov": True, "weight_decay": 0.1},
+    "adam": {"name": "adam"},
+    "adam with weight decay": {"name": "adam", "weight_decay": 0.1, "beta1": 0.5, "epsilon": 0.01},
+    "adamw": {"name": "adamw", "weight_decay": 0.1},
+    "nadamw": {"name": "nadamw"},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", TASKS)
 def test_trainings_are_those_of_a_plain_loop(name: str, dtype: torch.dtype) -> None:
@@ -86,6 +100,30 @@ def test_signals_and_rates_of_groups_are_those_of_other_engines(groups: str, opt
         results.append(np.array([population.begin(), *(population.step(row) for row in rates)]))
         assert population.has_kernel == compiles
     np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "dtype"), [*((name, "tensor", "float64") for name in RULES), ("nesterov", "global", "float32"), ("adamw", "global", "float32")]
+)
+def test_directions_of_the_kernel_are_those_of_other_engines(name: str, groups: str, dtype: str) -> None:
+    """Members at different steps, of which one begins anew in between."""
+    signals, optimizer = SIGNALS - {"output_weight_mean"}, RULES[name]
+    rates = 0.02 * np.random.default_rng(0).random((9, 3, 1 if groups == "global" else 12))
+    results, populations = [], []
+    for compiles in (False, True):
+        population = start(
+            TASKS["mixed"](), [1, 2, 3], optimizer, signals=signals, lr_groups=groups, compile=compiles, dtype=dtype, gradients="batched"
+        )
+        found = [population.begin(), *(population.step(row[:, : len(population.groups)]) for row in rates)]
+        population.restart(np.array([1]), [Streams(9)])
+        population.begin(np.array([1]))
+        results.append(np.array([*found, *(population.step(row[:, : len(population.groups)]) for row in rates)]))
+        populations.append(population)
+    assert populations[1].has_kernel and (populations[1].kernel_sources is not None) == (name != "nadamw")
+    tolerance = 1e-9 if dtype == "float64" else 3e-4
+    np.testing.assert_allclose(*results, rtol=tolerance, atol=1e-9 if dtype == "float64" else 1e-4)
+    for state in populations[0].state:
+        torch.testing.assert_close(populations[1].state[state], populations[0].state[state], rtol=tolerance, atol=tolerance, msg=state)
 
 
 def test_a_family_scales_inputs_and_changes_labels() -> None:

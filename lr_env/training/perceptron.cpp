@@ -10,6 +10,10 @@
 //   constexpr bool IS_CLASSIFICATION;                      // cross-entropy with classes as targets, or the mean squared error
 //   enum Activation { IDENTITY, RELU, TANH, SIGMOID };
 //   constexpr Activation ACTIVATIONS[LAYERS];             // of each layer's outputs; of the last, the identity
+//   enum Rule { ELSEWHERE, SGD, MOMENTUM, ADAM };
+//   constexpr Rule RULE;                                   // of the directions; ELSEWHERE if they are not made here
+//   constexpr bool IS_NESTEROV, IS_DECOUPLED;
+//   constexpr double WEIGHT_DECAY, BETA1, BETA2, EPSILON;  // BETA1 is the momentum
 //
 // Matrices lie row by row; rows of scratch memory are padded to whole vectors.
 
@@ -26,6 +30,10 @@ namespace {
 using Vector = at::vec::Vectorized<Number>;
 constexpr int LANES = Vector::size();
 constexpr int ACCUMULATORS = sizeof(Number) * LANES >= 64 ? 16 : 8;  // vectors of sums that fit into registers beside the factors
+
+constexpr bool HAS_DIRECTIONS = RULE == MOMENTUM || RULE == ADAM || (RULE == SGD && WEIGHT_DECAY != 0);  // other ones than the gradients
+constexpr bool STORES_DIRECTIONS = HAS_DIRECTIONS && (RULE != MOMENTUM || IS_NESTEROV);  // else the momentum is the direction
+constexpr int PRODUCTS = HAS_DIRECTIONS ? 5 : 3;
 
 constexpr int padded(int count) { return (count + LANES - 1) / LANES * LANES; }
 
@@ -263,6 +271,48 @@ inline void take_over(const Number* fresh, int rows, int columns, const Number* 
   }
 }
 
+// What the optimizer keeps of one member, and the directions that it makes.
+struct Moments {
+  Number *directions, *first, *second;       // (P,), or null
+  Number of_first = 1, of_second_root = 1;  // corrections of Adam's
+};
+
+Moments moments(Number* directions, Number* first, Number* second, int64_t step) {  // at the step of this number
+  if (RULE != ADAM) return {directions, first, second};
+  return {directions, first, second, Number(1 / (1 - std::pow(BETA1, step))), Number(1 / std::sqrt(1 - std::pow(BETA2, step)))};
+}
+
+// The directions of some weights; adds their products with the gradients, and their squares.
+inline void direct(const Number* weights, const Number* gradients, const Moments& own, int64_t start, int count, Number* with_gradients, Number* squares) {
+  const Vector of_first(own.of_first), of_root(own.of_second_root), decay{Number(WEIGHT_DECAY)};
+  Vector slopes(Number(0)), norms(Number(0));
+  for (int i = 0; i < count; i += LANES) {
+    const int part = std::min(LANES, count - i);
+    const auto load = [&](const Number* values) { return part == LANES ? Vector::loadu(values + i) : Vector::loadu(values + i, part); };
+    const Vector gradient = load(gradients + start), weight = load(weights + start);
+    Vector direction = WEIGHT_DECAY != 0 && !IS_DECOUPLED ? at::vec::fmadd(weight, decay, gradient) : gradient;
+    if constexpr (RULE == MOMENTUM) {
+      const Vector momentum = at::vec::fmadd(load(own.first + start), Vector(Number(BETA1)), direction);
+      momentum.store(own.first + start + i, part);
+      direction = IS_NESTEROV ? at::vec::fmadd(momentum, Vector(Number(BETA1)), direction) : momentum;
+    }
+    if constexpr (RULE == ADAM) {
+      const Vector mean = load(own.first + start), first = at::vec::fmadd(direction - mean, Vector(Number(1 - BETA1)), mean);
+      const Vector second = at::vec::fmadd(direction * direction, Vector(Number(1 - BETA2)), load(own.second + start) * Vector(Number(BETA2)));
+      first.store(own.first + start + i, part);
+      second.store(own.second + start + i, part);
+      direction = first * of_first / at::vec::fmadd(second.sqrt(), of_root, Vector(Number(EPSILON)));
+      if (IS_DECOUPLED && WEIGHT_DECAY != 0) direction = at::vec::fmadd(weight, decay, direction);
+    }
+    if (part < LANES) direction = Vector::set(Vector(Number(0)), direction, part);
+    if constexpr (STORES_DIRECTIONS) direction.store(own.directions + start + i, part);
+    slopes = at::vec::fmadd(gradient, direction, slopes);
+    norms = at::vec::fmadd(direction, direction, norms);
+  }
+  *with_gradients += sum(slopes);
+  *squares += sum(norms);
+}
+
 // All layers' outputs for the first `count` examples of a minibatch.
 inline void forward(const Number* weights, const Number* inputs, const int64_t* indices, int count, Number scale, Scratch& scratch) {
   for (int example = 0; example < count; ++example)
@@ -291,7 +341,7 @@ inline double loss_and_slopes(const void* targets, const int64_t* indices, int c
 }
 
 inline Number step(Number* weights, const Number* directions, const Number* previous, Number* gradient, const Number* rates, const Number* inputs,
-                   const void* targets, const int64_t* indices, Number scale, Number* norms, Scratch& scratch) {
+                   const void* targets, const int64_t* indices, Number scale, const Moments& kept, Number* norms, Scratch& scratch) {
   int64_t starts[LAYERS], size = 0;
   for (int layer = 0; layer < LAYERS; ++layer) {
     starts[layer] = size;
@@ -332,6 +382,16 @@ inline Number step(Number* weights, const Number* directions, const Number* prev
       of_example = padded(fan_in), of_unit = 1;
     }
   }
+  if constexpr (HAS_DIRECTIONS) {
+    const auto direct_part = [&](int64_t start, int count, int group) {
+      direct(weights, gradient, kept, start, count, norms + 3 * GROUPS + group, norms + 4 * GROUPS + group);
+    };
+    for (int layer = 0; layer < LAYERS; ++layer) {
+      const int count = WIDTHS[layer] * WIDTHS[layer + 1];
+      direct_part(starts[layer], count, GROUP_OF_WEIGHT[layer]);
+      if (HAS_BIAS[layer]) direct_part(starts[layer] + count, WIDTHS[layer + 1], GROUP_OF_BIAS[layer]);
+    }
+  }
   return loss;
 }
 
@@ -339,31 +399,39 @@ inline Number step(Number* weights, const Number* directions, const Number* prev
 
 // Perceptrons that are stepped in place. The last gradients may be the directions.
 struct Members {
-  int64_t count, size;       // N; P
-  Number* weights;           // (N, P)
-  const Number* directions;  // (N, P)
-  Number* gradients;         // (N, P)
-  const Number* inputs;      // (M, WIDTHS[0])
-  const void* targets;       // (M,) or (M, WIDTHS[LAYERS])
-  int64_t target_step;       // distance of the members' own targets, or 0
-  const Number* scales;      // (N,), of the inputs, or null
+  int64_t count, size;   // N; P
+  Number* weights;       // (N, P)
+  Number* directions;    // (N, P)
+  Number* gradients;     // (N, P)
+  Number *first, *second;  // (N, P), what the optimizer keeps, or null
+  const int64_t* steps;  // (N,), made
+  const Number* inputs;  // (M, WIDTHS[0])
+  const void* targets;   // (M,) or (M, WIDTHS[LAYERS])
+  int64_t target_step;   // distance of the members' own targets, or 0
+  const Number* scales;  // (N,), of the inputs, or null
 };
 
 // A step of all of them.
 //   rates: (N, GROUPS); indices: (N, BATCH), into inputs and targets;
-//   losses: (N,); norms: (3, GROUPS, N): squares of the gradients, their products with the last ones, squares of the weights.
-extern "C" void step_perceptrons(const Members* all, int threads, const Number* rates, const int64_t* indices, Number* losses, Number* norms) {
+//   made: steps since those of the members were counted;
+//   losses: (N,); norms: (PRODUCTS, GROUPS, N): squares of the gradients, their products with the last ones, squares of the weights, and where
+//   directions are made that are not the gradients their products with these, and their squares.
+extern "C" void step_perceptrons(const Members* all, int threads, const Number* rates, const int64_t* indices, int64_t made, Number* losses,
+                                 Number* norms) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     static thread_local Scratch scratch;
 #pragma omp for schedule(static)
     for (int64_t member = 0; member < all->count; ++member) {
-      Number own[3 * GROUPS] = {};
+      Number own[PRODUCTS * GROUPS] = {};
       const char* targets = static_cast<const char*>(all->targets) + member * all->target_step;
-      Number* gradient = all->gradients + member * all->size;
-      losses[member] = step(all->weights + member * all->size, all->directions + member * all->size, gradient, gradient, rates + member * GROUPS,
-                            all->inputs, targets, indices + member * BATCH, all->scales ? all->scales[member] : Number(1), own, scratch);
-      for (int row = 0; row < 3 * GROUPS; ++row) norms[row * all->count + member] = own[row];
+      const auto of_member = [&](Number* tensor) { return tensor ? tensor + member * all->size : nullptr; };
+      Number *gradient = of_member(all->gradients), *directions = of_member(all->directions);
+      const int64_t number = all->steps ? all->steps[member] + made + 1 : 1;
+      losses[member] = step(of_member(all->weights), directions, gradient, gradient, rates + member * GROUPS, all->inputs, targets,
+                            indices + member * BATCH, all->scales ? all->scales[member] : Number(1),
+                            moments(directions, of_member(all->first), of_member(all->second), number), own, scratch);
+      for (int row = 0; row < PRODUCTS * GROUPS; ++row) norms[row * all->count + member] = own[row];
     }
   }
 }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lr_env.tasks.family import TaskFamily
 from lr_env.tasks.task import ACCURACY, LOSSES, Data, Metric
 from lr_env.training.gradients import GradientFunction
+from lr_env.training.optimizers import SGD, Adam, AdamW, StackedOptimizer
 from lr_env.training.signals import Groups
 
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Identity: "IDENTITY", nn.ReLU: "RELU", nn.Tanh: "TANH", nn.Sigmoid: "SIGMOID"}
@@ -26,8 +27,53 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.Identity: "IDENTITY", nn.ReLU: "RE
 LARGEST_SIZE = 2**18
 """Parameters of a model, at most: where a layer is large, the libraries' products are faster."""
 
-SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "weight_norm_squared")
-"""What the kernel returns, in this order."""
+SIGNALS = ("gradient_norm_squared", "gradient_dot_previous", "weight_norm_squared", "gradient_dot_direction", "direction_norm_squared")
+"""What the kernel returns, in this order; the last two only where it makes directions that are not the gradients."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the kernel makes directions.
+
+    Attributes:
+        name: Of ``Rule`` in ``perceptron.cpp``.
+        state: What the optimizer keeps, by its names in a population's state.
+        options: The kernel's constants.
+    """
+
+    name: str = "ELSEWHERE"
+    state: tuple[str, ...] = ()
+    is_nesterov: bool = False
+    is_decoupled: bool = False
+    weight_decay: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    epsilon: float = 0.0
+
+    @classmethod
+    def of(cls, optimizer: object) -> Rule:
+        """That of an optimizer; where the kernel does not know it, of one whose directions are made elsewhere."""
+        if not isinstance(optimizer, StackedOptimizer) or optimizer.clip_norm is not None:
+            return cls()
+        if type(optimizer) is SGD:
+            if optimizer.momentum is None:
+                return cls("SGD", (), weight_decay=optimizer.weight_decay)
+            return cls("MOMENTUM", ("momentum",), optimizer.nesterov, False, optimizer.weight_decay, optimizer.momentum)
+        if type(optimizer) in (Adam, AdamW):
+            assert isinstance(optimizer, Adam)
+            moments, numbers = ("first_moment", "second_moment"), (optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+            return cls("ADAM", moments, False, optimizer.is_decoupled, optimizer.weight_decay, *numbers)
+        return cls()
+
+    @property
+    def has_directions(self) -> bool:
+        """Whether it makes directions that are not the gradients."""
+        return self.name in ("MOMENTUM", "ADAM") or (self.name == "SGD" and self.weight_decay != 0)
+
+    @property
+    def shares_directions(self) -> bool:
+        """Whether the momentum is the direction."""
+        return self.name == "MOMENTUM" and not self.is_nesterov
 
 
 @dataclass(frozen=True)
@@ -76,7 +122,7 @@ class Members(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("count", "size")),
-        *((name, ctypes.c_void_p) for name in ("weights", "directions", "gradients", "inputs", "targets")),
+        *((name, ctypes.c_void_p) for name in ("weights", "directions", "gradients", "first", "second", "steps", "inputs", "targets")),
         ("target_step", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
     ]
@@ -91,9 +137,13 @@ class PerceptronKernel:
         is_classification: Whether the loss is the cross-entropy with classes as targets; else it is the mean squared error.
         groups: The parameter groups.
         dtype: Of all floating-point tensors.
+        rule: Of the directions.
+
+    Attributes:
+        rule: The same.
     """
 
-    def __init__(self, perceptron: Perceptron, batch_size: int, is_classification: bool, groups: Groups, dtype: torch.dtype) -> None:
+    def __init__(self, perceptron: Perceptron, batch_size: int, is_classification: bool, groups: Groups, dtype: torch.dtype, rule: Rule) -> None:
         of_layers = iter(groups.of_tensors)
         group_of_weight, group_of_bias = [], []
         for has_bias in perceptron.biases:
@@ -108,6 +158,10 @@ class PerceptronKernel:
             f"constexpr bool IS_CLASSIFICATION = {int(is_classification)}",
             f"enum Activation {_list(ACTIVATIONS.values())}",
             f"constexpr Activation ACTIVATIONS[LAYERS] = {_list(perceptron.activations)}",
+            "enum Rule {ELSEWHERE, SGD, MOMENTUM, ADAM}",
+            f"constexpr Rule RULE = {rule.name}",
+            f"constexpr bool IS_NESTEROV = {int(rule.is_nesterov)}, IS_DECOUPLED = {int(rule.is_decoupled)}",
+            f"constexpr double WEIGHT_DECAY = {rule.weight_decay!r}, BETA1 = {rule.beta1!r}, BETA2 = {rule.beta2!r}, EPSILON = {rule.epsilon!r}",
         )
         source = "".join(f"{declaration};\n" for declaration in declarations) + resources.files(__package__).joinpath("perceptron.cpp").read_text()
         from torch._inductor.codecache import CppCodeCache  # here, as it takes a second to import
@@ -116,10 +170,10 @@ class PerceptronKernel:
         library = CppCodeCache.load("#include <ATen/cpu/vec/vec.h>\n" + source)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._step, self._evaluate = library.step_perceptrons, library.evaluate_perceptrons
-        self._step.argtypes = [ctypes.POINTER(Members), ctypes.c_int, *[pointer] * 4]
+        self._step.argtypes = [ctypes.POINTER(Members), ctypes.c_int, pointer, pointer, integer, pointer, pointer]
         self._evaluate.argtypes = [integer, integer, ctypes.c_int, *[pointer] * 4, integer, pointer, ctypes.c_int, pointer]
         self._step.restype = self._evaluate.restype = None
-        self._size, self._num_groups, self._is_classification = perceptron.size, len(groups), is_classification
+        self._size, self._num_groups, self._is_classification, self.rule = perceptron.size, len(groups), is_classification, rule
 
     def can_measure(self, metric: Metric | None) -> bool:
         """Whether :meth:`sums` give this metric."""
@@ -147,7 +201,9 @@ class PerceptronKernel:
         return ctypes.cast(self._step, ctypes.c_void_p).value or 0
 
     def place(self, weights: Tensor, inputs: Tensor, targets: Tensor, scales: Tensor | None, own_targets: int = 0) -> Members:
-        """Where a population's tensors lie, all of them contiguous; it must not outlive them. Directions and gradients are added for each step.
+        """Where a population's tensors lie, all of them contiguous; it must not outlive them.
+
+        For each step directions and gradients are added, and what the optimizer keeps.
 
         Args:
             weights: ``(N, P)``.
@@ -158,7 +214,7 @@ class PerceptronKernel:
         """
         target_step = own_targets * targets[0].numel() * targets.element_size()
         data = inputs.data_ptr(), targets.data_ptr(), target_step, None if scales is None else scales.data_ptr()
-        return Members(len(weights), self._size, weights.data_ptr(), None, None, *data)
+        return Members(len(weights), self._size, weights.data_ptr(), None, None, None, None, None, *data)
 
     def __call__(self, members: Members, rates: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """``w ← w − rate · u``, and gradients on the next minibatches, in place.
@@ -169,22 +225,29 @@ class PerceptronKernel:
             indices: Of the minibatches' examples, ``(N · B,)``, contiguous.
 
         Returns:
-            Losses ``(N,)``, and :data:`SIGNALS` ``(3, G, N)``.
+            Losses ``(N,)``, and :data:`SIGNALS` ``(R, G, N)``, of which there are :attr:`num_signals`.
         """
         count = len(rates)
-        losses, signals = rates.new_empty(count), rates.new_empty(3, self._num_groups, count)
-        pointers = (each.data_ptr() for each in (rates, indices, losses, signals))
-        self._step(members, torch.get_num_threads(), *pointers)
+        losses, signals = rates.new_empty(count), rates.new_empty(self.num_signals, self._num_groups, count)
+        self._step(members, torch.get_num_threads(), rates.data_ptr(), indices.data_ptr(), 0, losses.data_ptr(), signals.data_ptr())
         return losses, signals
 
+    @property
+    def num_signals(self) -> int:
+        """How many of :data:`SIGNALS` it returns."""
+        return len(SIGNALS) if self.rule.has_directions else 3
 
-def make_kernel(family: TaskFamily, gradient_function: GradientFunction, groups: Groups, check: tuple[Any, ...]) -> PerceptronKernel | None:
+
+def make_kernel(
+    family: TaskFamily, gradient_function: GradientFunction, groups: Groups, rule: Rule, check: tuple[Any, ...]
+) -> PerceptronKernel | None:
     """A kernel for the family's task, if it is one of small perceptrons.
 
     Args:
         family: Of one variant.
         gradient_function: What the kernel stands in for.
         groups: The parameter groups.
+        rule: Of the directions.
         check: Parameters ``(N, P)``, buffers, inputs ``(N, B, …)`` and targets ``(N, B, …)`` on which it must give the same numbers.
     """
     task, (parameters, _, inputs, targets) = family.variants[0], check
@@ -198,12 +261,16 @@ def make_kernel(family: TaskFamily, gradient_function: GradientFunction, groups:
     has_vectors = math.prod(inputs.shape[2:]) == perceptron.widths[0] and inputs.dtype == parameters.dtype
     if task.observed_loss is not None or not has_vectors or not (is_classification or (is_regression and targets.dtype == parameters.dtype)):
         return None
-    kernel = PerceptronKernel(perceptron, task.batch_size, is_classification, groups, parameters.dtype)
+    kernel = PerceptronKernel(perceptron, task.batch_size, is_classification, groups, parameters.dtype, rule)
 
     def last_member(parameters: Tensor, _: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         own, gradient = parameters[-1:].clone(), torch.zeros_like(parameters[-1:])
         members = kernel.place(own, inputs[-1], targets[-1], None)
         members.directions = members.gradients = gradient.data_ptr()
+        nothing = torch.zeros_like(own), torch.zeros_like(own), torch.zeros_like(own)
+        members.first, members.second = (each.data_ptr() for each in nothing[:2])
+        if rule.has_directions:
+            members.directions = nothing[2].data_ptr()
         losses, _ = kernel(members, own.new_zeros(1, len(groups)), torch.arange(task.batch_size))
         return gradient[0], losses[0]
 

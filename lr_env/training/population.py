@@ -24,10 +24,10 @@ from lr_env.training.batches import Batches
 from lr_env.training.draws import Generators, draw_kernel
 from lr_env.training.gradients import Engine, EvaluationFunction, GradientFunction, equal_part
 from lr_env.training.initialisation import Initialiser
-from lr_env.training.optimizers import SGD, Adam, AdamW, Optimizer
+from lr_env.training.optimizers import Adam, AdamW, Optimizer
 from lr_env.training.parameter_groups import Grouping
 from lr_env.training.perceptron import SIGNALS as PRODUCTS
-from lr_env.training.perceptron import Members, PerceptronKernel, make_kernel
+from lr_env.training.perceptron import Members, PerceptronKernel, Rule, make_kernel
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS, Groups, Step, measure, signal_rows
 from lr_env.training.torch_optimizers import MemberOptimizers, TorchOptimizer
 from lr_env.training.tracing import Argument, Backend, captured, compiled, flat_graph, interpreted, plain, require_compiler
@@ -61,8 +61,11 @@ BATCHES_PER_PASS = 32
 """Bounds it too: examples in one pass, in batches of the task."""
 
 
-SOURCES = {"loss": 0} | {name: row for row, name in enumerate(PRODUCTS, 1)} | {"gradient_dot_direction": 1, "direction_norm_squared": 1}
-"""Of the signals under plain SGD, whose direction is the gradient: which of loss and products each is."""
+SOURCES = {"loss": 0} | {name: row for row, name in enumerate(PRODUCTS, 1)}
+"""Which of loss and the kernel's products each signal is."""
+
+SOURCES_OF_SGD = SOURCES | {"gradient_dot_direction": 1, "direction_norm_squared": 1}
+"""The same where the direction is the gradient."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ class Population:
         overwritten = {"direction_agreement", *EXAMPLE_SIGNALS, *VALIDATION_SIGNALS}  # signals of what is written over in place
         self._may_step_in_place = compile and self._is_on_cpu and not controls_momentum and signals.isdisjoint(overwritten)
         names = signal_rows(signals)
-        self._sources = [SOURCES[name] for name in names] if optimizer == SGD() and SOURCES.keys() >= set(names) else None
+        self._rule = Rule.of(optimizer) if SOURCES.keys() >= set(names) else Rule()
+        sources = SOURCES if self._rule.has_directions else SOURCES_OF_SGD
+        self._sources = None if self._rule == Rule() else [sources[name] for name in names]
         self._engine: Engine = "looped" if isinstance(optimizer, TorchOptimizer) else gradients
         self._build_functions()
         self.groups = Groups(lr_groups, self._gradient_function.layout, self.device)
@@ -299,6 +304,12 @@ class Population:
         return self._sources if self._kernel is not None else None
 
     @property
+    def num_products(self) -> int:
+        """Of the kernel, for each group of a member."""
+        assert self._kernel is not None
+        return self._kernel.num_signals
+
+    @property
     def kernel_address(self) -> int:
         """Of the kernel's step, for callers in C++."""
         assert self._kernel is not None
@@ -308,7 +319,7 @@ class Population:
         """``w ← w − rate · u``, then loss and gradient at the new weights, for rates ``(N, G)`` of the population's type.
 
         Returns:
-            Losses ``(N,)`` and products ``(3, G, N)``, for :meth:`conclude`.
+            Losses ``(N,)`` and products ``(R, G, N)``: the first three of the kernel's, for :meth:`conclude`, or all that it gives.
         """
         if self._kernel is not None:
             return self._kernel(self.members_of_kernel(), rates, self.batches.references()[2])
@@ -331,8 +342,20 @@ class Population:
         if self._members is None or self._members.weights != state["parameters"].data_ptr():
             inputs, targets, _ = self.batches.references()
             self._members = self._kernel.place(state["parameters"], inputs, targets, self.batches.input_scales, self.batches.num_own_targets)
-        self._members.directions, self._members.gradients = state["directions"].data_ptr(), state["gradients"].data_ptr()
-        return self._members
+        self._share_directions()
+        rule, members = self._kernel.rule, self._members
+        members.directions, members.gradients = state["directions"].data_ptr(), state["gradients"].data_ptr()
+        if rule.state:
+            moments = [state[f"optimizer.{name}"].data_ptr() for name in rule.state]
+            members.first, members.second, members.steps = moments[0], moments[-1], self.steps.ctypes.data
+        return members
+
+    def _share_directions(self) -> None:
+        """Where the directions are the gradients or the momentum: one tensor for both, so that a step in place writes it once."""
+        if self._rule.shares_directions:
+            self.state["directions"] = self.state[f"optimizer.{self._rule.state[0]}"]
+        elif self._rule.name == "SGD" and not self._rule.has_directions:
+            self.state["directions"] = self.state["gradients"]
 
     def conclude(self, state: State, steps: Tensor, losses: Tensor, products: Tensor) -> tuple[State, Tensor]:
         """Directions and signals after :meth:`step_in_place`, whose results are given: a pure function, to be part of a graph.
@@ -346,7 +369,9 @@ class Population:
         changes = {f"optimizer.{name}": value for name, value in optimizer_state.items()}
         if directions is not gradients:
             changes["directions"] = directions
-        known = {name: row[0] if len(self.groups) == 1 else row.t() for name, row in zip(PRODUCTS, products.unbind(), strict=True)}
+        known = {
+            name: row[0] if len(self.groups) == 1 else row.t() for name, row in zip(PRODUCTS, products.unbind(), strict=False)
+        }  # of directions there is none
         step = Step(losses, parameters, gradients, directions, None, None, self._output_weights(parameters), known=known)
         return changes, measure(step, self._signals, self.groups)
 
@@ -356,9 +381,9 @@ class Population:
 
     def _train_in_place(self) -> np.ndarray:
         losses, products = self.step_in_place(self._rates.to(self.dtype))
-        if self._sources is not None:  # a graph would take longer
-            self.follow({})
-            values = np.empty((1 + len(PRODUCTS), len(self.groups), self.num_members))
+        if self._sources is not None and (self._kernel is not None or not self._rule.has_directions):  # a graph would take longer
+            self._share_directions()
+            values = np.empty((1 + len(products), len(self.groups), self.num_members))
             values[0], values[1:] = losses.numpy(), products.numpy()
             return values.take(self._sources, axis=0)
         arguments = (self.state, self.steps_tensor, losses, products)
@@ -580,7 +605,7 @@ class Population:
             first = (self.state["parameters"], _part(self.state, "buffer."), *self.batches.current())
             gradients.choose(*first, takes_examples=not self._signals.isdisjoint(EXAMPLE_SIGNALS))
             if self._may_step_in_place and gradients.engine != "looped":
-                self._kernel = make_kernel(self.family, gradients, self.groups, gradients.unseen(*first))
+                self._kernel = make_kernel(self.family, gradients, self.groups, self._rule, gradients.unseen(*first))
             is_looped = self._may_step_in_place and not (gradients.engine == "batched" or gradients.is_plain or gradients.is_stochastic)
             self._steps_in_place = self.has_kernel or (is_looped and not any(name.startswith("buffer.") for name in self.state))
             if not self._signals.isdisjoint(EXAMPLE_SIGNALS):
