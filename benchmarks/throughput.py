@@ -62,6 +62,9 @@ MEMBERS_ON_GPU: Mapping[TaskName, tuple[int, ...]] = {
     "cnn": (1, 16, 64, 256, 1024),
     "transformer": (1, 16, 64, 256, 1024),
 }
+LARGEST_VARIED: Mapping[TaskName, int] = {"mlp": 1024, "cnn": 16, "transformer": 4}
+"""Members, at most, with other features, with the adapter, and on two cores: of larger models a repeat of many takes minutes."""
+
 COMPARED = 64
 """Members at which environments in one process and in several are compared."""
 
@@ -264,7 +267,7 @@ def task_rows(name: TaskName, options: Options) -> list[Row]:
     parallel: tuple[int, ...] = (options.parallel_members,) if options.parallel_members else ()
     if parallel and name == "mlp" and COMPARED in members:
         parallel += (COMPARED,)
-    return rows(members, parallel, options.compiled, with_dacbench=name != "transformer" and find_spec("dacbench") is not None)
+    return rows(members, parallel, options.compiled, LARGEST_VARIED[name], with_dacbench=name != "transformer" and find_spec("dacbench") is not None)
 
 
 def required_ratio(name: TaskName, row: Row) -> float | None:

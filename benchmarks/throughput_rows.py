@@ -119,11 +119,21 @@ def rows_on_gpu(members: tuple[int, ...], compiled: bool) -> list[Row]:
     ]
 
 
-def rows(members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool, with_dacbench: bool = False) -> list[Row]:
-    """The lines of one task's table; all rows that start processes by "fork" come before those that start threads."""
+def rows(
+    members: tuple[int, ...], parallel_members: tuple[int, ...], compiled: bool, largest_varied: int = 1024, with_dacbench: bool = False
+) -> list[Row]:
+    """The lines of one task's table; all rows that start processes by "fork" come before those that start threads.
+
+    Args:
+        members: Sizes of the native environment.
+        parallel_members: Sizes of vectors of single environments.
+        compiled: Whether there are compiled rows.
+        largest_varied: Size of the native environment, at most, with other features, with the adapter, and on two cores.
+        with_dacbench: Whether DACBench's environment has a row.
+    """
     engines = (False, True) if compiled else (False,)
-    several = [n for n in sorted(members) if n >= 16][-3:]  # fewer are not worth a second core
-    adapted = max((n for n in members if n <= 64), default=min(members))
+    several = [n for n in sorted(members) if 16 <= n <= largest_varied][-3:]  # fewer are not worth a second core
+    adapted = max((n for n in members if n <= min(64, largest_varied)), default=min(members))
     return [
         Row("bare"),
         Row("loader"),

@@ -112,6 +112,12 @@ def test_threads_start_after_all_forks() -> None:
     assert not any("compiled" in row.name for row in rows((1, 16), (), compiled=False))
 
 
+def test_large_populations_of_large_models_have_plain_rows_alone() -> None:
+    found = rows((1, 4, 16, 64), (), compiled=True, largest_varied=16)
+    assert {row.members for row in found if row.kind == "native" and row.is_plain} == {1, 4, 16, 64}
+    assert {row.members for row in found if row.kind == "sb3" or (row.kind == "native" and not row.is_plain)} == {16}
+
+
 @pytest.fixture
 def result() -> Callable[..., Result]:
     """Of a row with this ratio, where the limit is 100 bare loops."""
