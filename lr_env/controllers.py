@@ -187,7 +187,7 @@ class PolicyNetwork(nn.Module):
             return observations, state
         rows = observations.reshape(-1, self.num_features)
         means, counts = (np.zeros(rows.shape), np.zeros((len(rows), 1))) if state is None else state
-        if state is not None and episode_start is not None:
+        if state is not None and episode_start is not None and np.any(episode_start):
             going = ~np.reshape(episode_start, (-1, 1)).astype(bool)
             means, counts = np.where(going, means, 0.0), np.where(going, counts, 0.0)
         counts = counts + 1

@@ -106,7 +106,8 @@ class ControllerLR(LRScheduler):
         fallback: Gives the rate of a step whose numbers are not finite, from the number of steps made before it.
         circuit_breaker: False, True, or a mapping with options of :class:`lr_env.mdp.CircuitBreaker`.
         compile: Whether a kernel measures the step, in one pass over gradients, weights and the optimizer's state: for float32 on a CPU
-            under SGD (with momentum too), Adam and AdamW; everything else is measured as without. Sums are rounded otherwise than in the
+            under SGD (with momentum too), Adam and AdamW; everything else is measured as without. A perceptron, such as the pretrained ones,
+            then decides in the same call, but for several ranks and with a circuit breaker. Sums are rounded otherwise than in the
             environment, and the gradient before is kept in bfloat16. Needs a C++ compiler, which takes some seconds once.
 
     Attributes:
