@@ -184,6 +184,7 @@ class ControllerLR(LRScheduler):
         Raises:
             ValueError: If it is not one number.
         """
+        _check_number(loss)
         self._pending.append(_detached(loss).clone())  # the caller may divide the loss in place
 
     def step(self, loss: Tensor | float | None = None) -> None:
@@ -191,7 +192,11 @@ class ControllerLR(LRScheduler):
 
         Args:
             loss: Of the minibatch at whose gradients the optimizer is about to step.
+
+        Raises:
+            ValueError: If it is not one number.
         """
+        _check_number(loss)
         losses = self._pending if loss is None else [*self._pending, loss]
         if not losses:
             self._steps_without_loss += 1
@@ -309,10 +314,11 @@ class ControllerLR(LRScheduler):
             return False
         if self._scaler is not None:
             _unscale(self._scaler, self.optimizer)
-        loss = _number(losses[0]) if len(losses) == 1 else _number(torch.cat([_detached(each) for each in losses]).mean())
+        loss = losses[0] if len(losses) == 1 else torch.cat([_detached(each) for each in losses]).mean()
         if not self._signals.prepare(self._ratios):
             return False
-        outcome = self._at_once(loss, self._state, self.last_epoch % self.mdp.steps_per_action == 0)
+        number = loss.item() if isinstance(loss, Tensor) else float(loss)
+        outcome = self._at_once(number, self._state, self.last_epoch % self.mdp.steps_per_action == 0)
         self._signals.release()
         if outcome == Outcome.SIGNALS_NOT_FINITE:
             self._signals.keep(is_valid=False)
@@ -555,25 +561,15 @@ class _Breaker:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
 
+def _check_number(loss: Tensor | float | None) -> None:
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ValueError(f"The loss must be one number, but a tensor of shape {tuple(loss.shape)} was given: take its mean.")
+
+
 def _detached(loss: Tensor | float) -> Tensor:
     """A loss as a tensor ``(1,)``, of float32 where it is of half precision."""
-    if not isinstance(loss, Tensor):
-        return torch.tensor([float(loss)])
-    if loss.numel() != 1:
-        raise _no_number(loss)
-    value = loss.detach().reshape(1)
+    value = loss.detach().reshape(1) if isinstance(loss, Tensor) else torch.tensor([float(loss)])
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _number(loss: Tensor | float) -> float:
-    """A loss as a number."""
-    if isinstance(loss, Tensor) and loss.numel() != 1:
-        raise _no_number(loss)
-    return loss.item() if isinstance(loss, Tensor) else float(loss)
-
-
-def _no_number(loss: Tensor) -> ValueError:
-    return ValueError(f"The loss must be one number, but a tensor of shape {tuple(loss.shape)} was given: take its mean.")
 
 
 def _num_ranks() -> int:

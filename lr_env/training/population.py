@@ -369,9 +369,8 @@ class Population:
         changes = {f"optimizer.{name}": value for name, value in optimizer_state.items()}
         if directions is not gradients:
             changes["directions"] = directions
-        known = {
-            name: row[0] if len(self.groups) == 1 else row.t() for name, row in zip(PRODUCTS, products.unbind(), strict=False)
-        }  # of directions there is none
+        rows = dict(zip(PRODUCTS, products.unbind(), strict=False))  # none of directions
+        known = {name: row[0] if len(self.groups) == 1 else row.t() for name, row in rows.items()}
         step = Step(losses, parameters, gradients, directions, None, None, self._output_weights(parameters), known=known)
         return changes, measure(step, self._signals, self.groups)
 
