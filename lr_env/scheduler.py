@@ -39,7 +39,7 @@ UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_m
 
 STATE_VERSION = 5
 
-_CAN_BE_DISTRIBUTED = torch.distributed.is_available()
+_GROUP = torch.distributed.GroupMember if torch.distributed.is_available() else None
 
 RETURNS_IN_A_ROW = 10
 """After so many, the circuit breaker takes a high loss for the new level."""
@@ -318,7 +318,7 @@ class ControllerLR(LRScheduler):
         if not self._signals.prepare(self._ratios):
             return False
         number = loss.item() if isinstance(loss, Tensor) else float(loss)
-        outcome = self._at_once(number, self._state, self.last_epoch % self.mdp.steps_per_action == 0)
+        outcome = self._at_once(number, self._state, self.last_epoch % self._process.mdp.steps_per_action == 0)
         self._signals.release()
         if outcome == Outcome.SIGNALS_NOT_FINITE:
             self._signals.keep(is_valid=False)
@@ -574,7 +574,8 @@ def _detached(loss: Tensor | float) -> Tensor:
 
 def _num_ranks() -> int:
     """Processes that train together."""
-    return torch.distributed.get_world_size() if _CAN_BE_DISTRIBUTED and torch.distributed.is_initialized() else 1
+    is_alone = _GROUP is None or _GROUP.WORLD is None  # what is_initialized() asks, in less time
+    return 1 if is_alone else torch.distributed.get_world_size()
 
 
 def _cloned(value: Any) -> Any:

@@ -61,17 +61,26 @@ class LoopKernel:
         self.call = ctypes.cast(measure, pointer).value or 0, len(sizes), ctypes.addressof(self._table), self._numbers.ctypes.data
 
     def prepare(
-        self, tensors: Mapping[str, Sequence[Tensor | None]], rules: Sequence[StackedOptimizer], ratios: Sequence[float], factor: float
+        self,
+        gradients: Sequence[Tensor],
+        tensors: Mapping[str, Sequence[Tensor | None]],
+        rules: Sequence[StackedOptimizer],
+        ratios: Sequence[float],
+        factor: float,
     ) -> bool:
         """Looks up what the next call reads; False where a tensor is of another kind than the kernel's.
 
         Args:
-            tensors: Of each parameter ``gradients`` and ``weights``, and what the optimizer keeps: as ``first`` the momentum, or None before its
-                first step; or both moments as ``first`` and ``second``, and as ``step`` the number of steps made.
+            gradients: Of each parameter, of its size and on its device, as torch sees to.
+            tensors: Of each parameter its ``weights``, and what the optimizer keeps: as ``first`` the momentum, or None before its first step; or
+                both moments as ``first`` and ``second``, and as ``step`` the number of steps made.
             rules: See :attr:`Directions.rules`; those for which :func:`is_known`.
             ratios: Factors on the directions under each rule.
             factor: On the gradients.
         """
+        if not all([gradient.dtype is torch.float32 and gradient.is_contiguous() for gradient in gradients]):  # noqa: C419  (takes less time)
+            return False
+        self._rows["gradients"][:] = [gradient.data_ptr() for gradient in gradients]  # others at every step
         for name, of_parameters in tensors.items():
             try:
                 addresses = [0 if tensor is None else tensor.data_ptr() for tensor in of_parameters]
@@ -84,8 +93,7 @@ class LoopKernel:
                 self._seen.pop(name, None)
                 return False
             self._rows[name][:] = addresses
-            if name != "gradients":  # these are others at every step, and would take memory in between
-                self._seen[name] = of_parameters, addresses
+            self._seen[name] = of_parameters, addresses
         options = [*rules, *ratios, factor]
         if options != self._options:
             self._options = options

@@ -215,20 +215,20 @@ class Directions:
 
     def prepare(self, kernel: LoopKernel, gradients: Sequence[Tensor], group_of: Sequence[int]) -> bool:
         """Makes the kernel ready, with the groups of the parameters; False where it can't be, and before Adam's first step."""
-        tensors: dict[str, Sequence[Tensor | None]] = {"gradients": gradients, "weights": self._parameters}
-        is_sgd, has_momentum = isinstance(self.rules[0], SGD), [bool(rule.has_momentum) for rule in self.rules]
-        if is_sgd and not any(has_momentum):  # looking up states takes time
+        tensors: dict[str, Sequence[Tensor | None]] = {"weights": self._parameters}
+        momenta = [rule.momentum for rule in self.rules if isinstance(rule, SGD)]
+        if momenta and not any(momenta):  # looking up states takes time
             tensors["first"] = [None] * len(gradients)
-            return kernel.prepare(tensors, self.rules, self._ratios, self._factor_as_number())
+            return kernel.prepare(gradients, tensors, self.rules, self._ratios, self._factor_as_number())
         states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
-        if is_sgd:
-            tensors["first"] = [state.get("momentum_buffer") if has_momentum[i] else None for i, state in zip(group_of, states, strict=True)]
+        if momenta:
+            tensors["first"] = [state.get("momentum_buffer") if momenta[i] else None for i, state in zip(group_of, states, strict=True)]
         else:
             for name, key in (("first", "exp_avg"), ("second", "exp_avg_sq"), ("step", "step")):
                 tensors[name] = values = [state.get(key) for state in states]
                 if not all([isinstance(value, Tensor) for value in values]):  # noqa: C419  (takes less time)
                     return False
-        return kernel.prepare(tensors, self.rules, self._ratios, self._factor_as_number())
+        return kernel.prepare(gradients, tensors, self.rules, self._ratios, self._factor_as_number())
 
     def _factor_as_number(self) -> float:
         if self._factor is not None and self._number is None:
@@ -457,7 +457,7 @@ class LoopSignals:
         if isinstance(self.directions, Directions):
             return self.directions.prepare(self.kernel, self._gradients, self._group_of)
         rules = [SGD()] * (max(self._group_of) + 1)  # any: nobody asks
-        return self.kernel.prepare({"gradients": self._gradients, "weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
+        return self.kernel.prepare(self._gradients, {"weights": self._parameters}, rules, [1.0] * len(rules), 1.0)
 
     def release(self) -> None:
         """Lets go of the gradients, which ``zero_grad()`` is to free."""
