@@ -30,8 +30,9 @@ OTHER_AGENTS = ("DDPG", "TD3", "SAC", "A2C", "DQN")
 def controllers() -> list[str]:
     """What was entered, in the order of training seeds."""
     own = RESULTS / "controllers"
-    files: dict[str, list[Path]] = {name: [] for name in ("PPO", "PPO (5 seeds)", *OTHER_AGENTS)}
+    files: dict[str, list[Path]] = {name: [] for name in ("DPI", "PPO", "PPO (5 seeds)", *OTHER_AGENTS)}
     for optimizer in STANDARD.tracks:
+        files["DPI"].append(ROOT / "lr_env" / "pretrained" / f"{optimizer}.safetensors")
         files["PPO"].append(own / f"{optimizer}-0.safetensors")
         files["PPO (5 seeds)"] += [own / f"{optimizer}-{seed}.safetensors" for seed in range(5)]
         for name in OTHER_AGENTS:
