@@ -37,7 +37,7 @@ PRETRAINED = "pretrained"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 
 _GROUP = torch.distributed.GroupMember if torch.distributed.is_available() else None
 
@@ -385,12 +385,13 @@ class ControllerLR(LRScheduler):
                 self.observation = process.observation(self._table)
             else:
                 self.observation = self._recorded(self._observe_in, signals)[0].copy()
-            if self._breaker is not None:
-                self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
+            is_safe = self._breaker is not None and self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
             if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
                 action, self._state = self._bound.controller.predict(
                     self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
                 )
+                if self._breaker is not None and is_safe:
+                    self._breaker.controller_state = self._state
                 if not np.isfinite(action).all():
                     self._fall_back_from_action()
                     return
@@ -409,6 +410,7 @@ class ControllerLR(LRScheduler):
         """The safe state, at a lower rate."""
         record, age = self._record, self._record["age"] + 1
         breaker.restore(self._table)
+        self._state = breaker.controller_state
         self.returns += 1
         rates, lowest = record["rates"], self._process.rates.lowest
         rates[:] = np.maximum(rates * 0.5**breaker.in_a_row, np.minimum(rates, lowest))
@@ -495,11 +497,13 @@ class _Breaker:
 
     Attributes:
         in_a_row: Returns since the last step that was no jump.
+        controller_state: The controller's own after its last decision in a safe state.
     """
 
     def __init__(self, options: CircuitBreaker, optimizer: torch.optim.Optimizer) -> None:
         self._options, self._optimizer = options, optimizer
         self.in_a_row = 0
+        self.controller_state: Any = None
         self._level: np.ndarray | None = None  # (2, 1)
         self._table = np.zeros(0)
         self._safe: list[dict[str, Any]] = []
@@ -515,8 +519,8 @@ class _Breaker:
         return True
 
     @torch.no_grad()
-    def take(self, excess: float, table: np.ndarray) -> None:
-        """Takes in a step that is no jump, with the decision process's table; keeps the state if it is safe."""
+    def take(self, excess: float, table: np.ndarray) -> bool:
+        """Takes in a step that is no jump, with the decision process's table; keeps the state if it is safe, and says whether it is."""
         self.in_a_row = 0
         is_safe = self._level is None or excess <= self._level[0, 0]
         self._level = np.array([[excess], [0.0]]) if self._level is None else self._options.following(self._level, np.array([excess]))
@@ -526,6 +530,7 @@ class _Breaker:
                 {"weights": parameter.clone(), "gradients": _cloned(parameter.grad), "state": _cloned(self._optimizer.state.get(parameter, {}))}
                 for parameter in self._parameters()
             ]
+        return bool(is_safe)
 
     @torch.no_grad()
     def restore(self, table: np.ndarray) -> None:
@@ -541,12 +546,14 @@ class _Breaker:
         """All of it in plain data and tensors."""
         safe = [_cloned(part) for part in self._safe]
         level = None if self._level is None else torch.from_numpy(self._level.copy())
-        return {"level": level, "in_a_row": self.in_a_row, "table": torch.from_numpy(self._table.copy()), "safe": safe}
+        own = None if self.controller_state is None else _saved(self.controller_state)
+        return {"level": level, "in_a_row": self.in_a_row, "table": torch.from_numpy(self._table.copy()), "safe": safe, "controller_state": own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
         self._level, self.in_a_row = None if state_dict["level"] is None else _array(state_dict["level"]), state_dict["in_a_row"]
-        self._table = _array(state_dict["table"])
+        self._table, own = _array(state_dict["table"]), state_dict["controller_state"]
+        self.controller_state = None if own is None else tuple(map(_array, own))
         self._safe = [_cloned(part) for part in state_dict["safe"]]
         for parameter, safe in zip(self._parameters(), self._safe, strict=False):  # a file may have been loaded to another device
             present = self._optimizer.state.get(parameter, {})

@@ -1052,6 +1052,25 @@ def test_a_jump_goes_back_to_the_last_safe_state(spoilt: float) -> None:
     assert case.loss() < average
 
 
+def test_a_jump_takes_back_what_the_controller_keeps_of_its_own() -> None:
+    """The count of a controller that counts its decisions; saved and resumed before the jump."""
+    case, resumed = cases = [Case(controller=Constant(counts=True), circuit_breaker=True) for _ in range(2)]
+    counts = []
+    for factor in (1, 1, 1, 1.4, 1.4):  # the last two losses are no jumps, and not safe
+        case.controller.step(factor * case.loss())
+        case.optimizer.step()
+        counts.append(case.controller._state[0].item())
+    assert counts == [0, 1, 2, 3, 4]
+    for name in ("model", "optimizer", "controller"):
+        getattr(resumed, name).load_state_dict(copy.deepcopy(getattr(case, name).state_dict()))
+    for each in cases:
+        each.controller.step(1e6 * each.loss())
+        assert each.controller.returns == 1
+        assert each.controller._state[0].item() == 2
+        each.step()
+        assert each.controller._state[0].item() == 3
+
+
 def test_the_rate_does_not_fall_below_its_range_and_a_new_level_of_the_loss_is_accepted() -> None:
     case = Case(action=0.0, lr=2e-5, circuit_breaker=True)
     case.step()
