@@ -77,6 +77,7 @@ class LoopDecision:
         self._policy = policy
         self._state: State = None
         self._addresses: list[int] = []
+        self._tensors: list[list[torch.Tensor]] = []
         self.observation: np.ndarray = observe.results[0]
         self._layers = (_Layer * len(policy.affine()))()
         widths = [tuple(weights.shape) for weights, _ in policy.affine()]
@@ -108,8 +109,9 @@ class LoopDecision:
         affine = self._policy.affine()
         addresses = [tensor.data_ptr() for pair in affine for tensor in pair]
         if addresses != self._addresses:
-            self._addresses = addresses
-            for layer, (weights, biases) in zip(self._layers, affine, strict=True):
+            # The same memory, but where somebody has given the policy tensors of another kind.
+            self._addresses, self._tensors = addresses, [[each.detach().to("cpu", torch.float32).contiguous() for each in pair] for pair in affine]
+            for layer, (weights, biases) in zip(self._layers, self._tensors, strict=True):
                 layer.outputs, layer.inputs = weights.shape
                 layer.weights, layer.biases = weights.data_ptr(), biases.data_ptr()
         if state is not self._state:

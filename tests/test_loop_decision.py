@@ -175,7 +175,8 @@ def test_a_resumed_training_and_a_copy_have_the_bits_of_one_that_went_on(average
         np.testing.assert_array_equal(training.controller.observation, whole.controller.observation)  # type: ignore[arg-type]
 
 
-def test_weights_that_were_put_in_the_place_of_others_count() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_that_were_put_in_the_place_of_others_count(dtype: torch.dtype) -> None:
     rates = []
     for at_once in (True, False):
         bound = make_bound()
@@ -183,7 +184,7 @@ def test_weights_that_were_put_in_the_place_of_others_count() -> None:
         assert isinstance(policy, PolicyNetwork)
         for _ in range(5):
             training.step()
-        other: dict[str, Tensor] = {name: -value for name, value in policy.state_dict().items()}
+        other: dict[str, Tensor] = {name: -value.to(dtype) for name, value in policy.state_dict().items()}
         policy.load_state_dict(other, assign=True)
         rates.append([training.step() for _ in range(5)])
     np.testing.assert_allclose(*rates, rtol=1e-4)
