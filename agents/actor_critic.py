@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -408,84 +408,6 @@ class OnlineActorCritic:
         return OnlineLearner(num_features, self._rates, self.config, np.random.SeedSequence([self.seed, self._seeds[member]]))
 
 
-class OnlineLR:
-    """The online actor-critic in a user's own training loop, in place of ``optimizer.step()``.
-
-    ```python
-    online = OnlineLR(optimizer)
-    for inputs, targets in loader:
-        optimizer.zero_grad()
-        loss = criterion(model(inputs), targets)
-        loss.backward()
-        online.step(loss, lambda: criterion(model(inputs), targets))
-    ```
-
-    The state is the loss, bounded to ±10. The algorithm's f(x_i; w_{t+1}) is what the closure returns after the step, as in
-    ``torch.optim.LBFGS`` another pass on the same minibatch, here without gradients; a model with dropout draws, and one with batch
-    normalisation counts the minibatch, once more. Without a closure the next minibatch's loss stands in, which is free and **a deviation
-    from the algorithm**: the reward then has the noise of two minibatches. The agent learns from a step when the next one tells it
-    the next minibatch's loss.
-
-    Args:
-        optimizer: Any with ``lr`` in its groups. The first group's present rate is the initial one; other groups keep their ratios to it.
-        config: Choices.
-        seed: Of networks and exploration.
-        lr_min: Lowest rate of the first group; None for 1e-3 of the initial one.
-        lr_max: Highest one; None for 1e3 of the initial one.
-
-    Attributes:
-        learner: Actor and critic.
-
-    Raises:
-        ValueError: If the initial rate is not within the range, or the range is none.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        config: ActorCriticConfig | None = None,
-        seed: int = 0,
-        lr_min: float | None = None,
-        lr_max: float | None = None,
-    ) -> None:
-        self.optimizer = optimizer
-        initial = float(optimizer.param_groups[0]["lr"])
-        rates = RateRange(initial / 1e3 if lr_min is None else lr_min, initial * 1e3 if lr_max is None else lr_max, initial)
-        self.learner = OnlineLearner(1, rates, config or ActorCriticConfig(), np.random.SeedSequence([check_seed(seed)]))
-        self._ratios = [float(group["lr"]) / initial for group in optimizer.param_groups]
-        self._before: float | None = None
-        self._after: float | None = None
-
-    def step(self, loss: Tensor | float, closure: Callable[[], Tensor | float] | None = None) -> float:
-        """Learns from the last step, chooses the rate, and makes the optimizer's step.
-
-        Args:
-            loss: f(x_i; w_t), whose gradient has been taken.
-            closure: Returns f(x_i; w_{t+1}) when it is called after the step.
-
-        Returns:
-            The first group's rate. Where the loss is not finite, the agent neither learns nor chooses, and the rate stays.
-        """
-        present = _number(loss)
-        if self._before is not None:
-            after = present if self._after is None else self._after
-            self.learner.learn(self._before - after, _loss_state(after), _loss_state(present))
-        self._before = self._after = None
-        if math.isfinite(present):
-            rate = self.learner.act(_loss_state(present))
-            for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate * ratio)
-                else:
-                    group["lr"] = rate * ratio
-            self._before = present
-        self.optimizer.step()
-        if closure is not None:
-            with torch.no_grad():
-                self._after = _number(closure())
-        return float(self.optimizer.param_groups[0]["lr"])
-
-
 def check_process(mdp: MDP) -> MDP:
     """The decision process, if its action is one rate.
 
@@ -521,11 +443,3 @@ def same_states(losses: np.ndarray, rewards: np.ndarray) -> np.ndarray:
     """
     states: np.ndarray = np.clip(losses - rewards, -CLIP, CLIP)[:, None]
     return states
-
-
-def _loss_state(loss: float) -> np.ndarray:
-    return np.array([min(max(loss, -CLIP), CLIP)])
-
-
-def _number(loss: Tensor | float) -> float:
-    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from agents import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic, OnlineLR
+from agents import ONLINE_ENVIRONMENT, ActorCriticConfig, OnlineActorCritic
 from agents.actor_critic import OnlineLearner
 from agents.schedules import constant
 from benchmarks import online
@@ -373,53 +373,6 @@ def test_diverged_trainings_end_and_the_others_go_on() -> None:
     assert record.diverged.any()
     ended = np.isnan(record.rates)
     assert (np.diff(ended.astype(int), axis=0) >= 0).all()
-
-
-def train_by_hand(with_closure: bool, online_of: Callable[[torch.optim.Optimizer], OnlineLR], steps: int) -> list[float]:
-    task = make_task("digits-logreg")
-    model, batches = task.initial_model(4), task.batches(4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    online, rates = online_of(optimizer), []
-    for _ in range(steps):
-        inputs, targets = next(batches)
-
-        def loss_of(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-            return torch.nn.functional.cross_entropy(model(inputs), targets)
-
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        rates.append(online.step(loss, loss_of if with_closure else None))
-    return rates
-
-
-def test_a_loop_with_closure_equals_the_environment() -> None:
-    def with_the_learner_of_seed_4(optimizer: torch.optim.Optimizer) -> OnlineLR:
-        online = OnlineLR(optimizer, EAGER)
-        online.learner = OnlineLearner(1, RateRange(1e-4, 1e2, 0.1), EAGER, np.random.SeedSequence([0, 4]))
-        return online
-
-    rates = train_by_hand(True, with_the_learner_of_seed_4, 12)
-    expected = OnlineActorCritic(EAGER).run(make_environment(1), [4]).rates[:, 0]
-    np.testing.assert_allclose(rates, expected, rtol=1e-4)
-    without = train_by_hand(False, with_the_learner_of_seed_4, 12)
-    assert without[0] == rates[0]
-    assert without[1:] != rates[1:]
-
-
-def test_a_loop_survives_a_loss_that_is_not_finite_and_keeps_ratios() -> None:
-    weight = torch.nn.Parameter(torch.ones(2))
-    other = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.1}, {"params": [other], "lr": torch.tensor(0.05)}])
-    online = OnlineLR(optimizer, EAGER)
-    first = online.step(1.0)
-    assert float(optimizer.param_groups[1]["lr"]) == pytest.approx(first / 2)
-    assert isinstance(optimizer.param_groups[1]["lr"], Tensor)
-    assert online.step(math.nan) == first
-    assert online.step(0.9) != first
-    assert online.learner.num_updates == 0  # neither step has two finite losses
-    online.step(0.8)
-    assert online.learner.num_updates == 1
 
 
 @pytest.mark.parametrize(
