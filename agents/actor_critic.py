@@ -218,6 +218,7 @@ class OnlineLearner:
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         for optimizer, states in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.state.clear()  # where there were no averages yet, none stay
             for parameter, values in zip(optimizer.param_groups[0]["params"], states, strict=True):
                 if values:
                     optimizer.state[parameter] = {name: value.clone() for name, value in values.items()}

@@ -40,7 +40,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     ``Box(-10, 10, (G · F,), float32)``: the F features in the order given, of the first parameter group, then of the second, and so on; G is
     1 unless ``lr_groups`` says otherwise. All logarithms are base 10, all features are clipped to
     ±10 and need no further normalisation. ℓ: minibatch loss; b: its lower bound (0 for classification); g: gradient; u: direction; w:
-    weights; η: rate in force (the last one applied; before the first decision the initial one); T: horizon; EMA₅: exponential moving
+    weights; η: rate in force (the last one applied; before the first decision the initial one, or that of what a residual action corrects); T: horizon; EMA₅: exponential moving
     average over 5 SGD steps. With several groups g, u, w, η, μ and a are the group's own, and all else is the training's.
 
     | Feature | Formula | Typical range | Unit |
@@ -304,12 +304,13 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         """Puts back what :meth:`get_state` returned, here or in another environment made with the same arguments.
 
         Raises:
-            ValueError: If it was taken without a render mode and this environment has one.
+            ValueError: If it does not fit, or was taken without a render mode and this environment has one. The environment stays as it was.
         """
         if self.render_mode is not None and not state["history"]:
             raise ValueError("The state has no history to render: it was taken from an environment without a render mode. Make both with one.")
         self.episodes.set_state(state["episodes"], self._members)
-        self._state, self._history = state["state"], list(state["history"])
+        self._state = state["state"]
+        self._history = [] if self.render_mode is None else list(state["history"])  # without one, nothing would be added
 
     def _info(self, outcome: Outcome) -> dict[str, Any]:
         loss, rates = float(outcome.losses[0]), outcome.rates[0]

@@ -323,6 +323,7 @@ class Episodes:
     def get_state(self, members: np.ndarray) -> dict[str, Any]:
         """Everything that determines the future of members ``(K,)``."""
         return {
+            "kind": self._kind_of_state(),
             "population": self.population.get_state(members),
             "table": _to_numpy(self.table[..., members]),
             "seeds": [self.seeds[member] for member in members],
@@ -332,7 +333,17 @@ class Episodes:
 
     @isolated()
     def set_state(self, state: dict[str, Any], members: np.ndarray) -> None:
-        """Restores what :meth:`get_state` returned into members ``(K,)``."""
+        """Restores what :meth:`get_state` returned into members ``(K,)``.
+
+        Raises:
+            ValueError: If it is of other trainings. Nothing is changed.
+        """
+        for name, needed in self._kind_of_state().items():
+            given = state["kind"][name]
+            if given != needed:
+                if isinstance(needed, dict):
+                    given, needed = dict(given.items() - needed.items()), dict(needed.items() - given.items())
+                raise ValueError(f"The state does not fit: {name} {given} was given, but {needed} is needed. Make both with the same arguments.")
         self.population.set_state(state["population"], members)
         self.table[..., members] = self._to_table(state["table"])
         for member, seed in zip(members, state["seeds"], strict=True):
@@ -341,6 +352,11 @@ class Episodes:
         self._steps_until_end = 0
         if self._safe is not None:
             self._safe.set_state(state["safe"], members)
+
+    def _kind_of_state(self) -> dict[str, Any]:
+        """What a state must agree in."""
+        tensors = {name: f"{value.dtype} {tuple(value.shape[1:])}" for name, value in self.population.state.items()}
+        return {"horizon": self.horizon, "circuit breaker": self._safe is not None, "tensors": tensors, "statistics": dict(self.process.sizes)}
 
     def _settings(self) -> AbstractContextManager[None]:
         """PyTorch's settings while we compute; the process has its own before and after."""
@@ -581,7 +597,8 @@ class Episodes:
         """The circuit breaker: those whose loss has jumped go back to their last safe state; the others' states are kept where they are safe."""
         breaker, process, excess = self.process.circuit_breaker, self.process, outcome.losses - self.lower_bounds
         assert breaker is not None
-        jumped = running & ~(excess <= breaker.limits(safe.levels))
+        # After many jumps the limit is beyond what counts as a divergence.
+        jumped = running & (outcome.diverged | ~(excess <= breaker.limits(safe.levels)))
         calm = running & ~jumped
         is_safe = calm & (excess <= safe.levels[0])
         safe.levels = np.where(running, breaker.following(safe.levels, excess), safe.levels)

@@ -103,7 +103,9 @@ def pack(tree: Any, tensors: dict[str, Tensor]) -> Any:
             tensors[name] = tree if isinstance(tree, Tensor) else torch.from_numpy(np.ascontiguousarray(tree))
             return {"tensor" if isinstance(tree, Tensor) else "array": name, "shape": list(tree.shape)}
         case dict():
-            return {"dict": {str(key): pack(value, tensors) for key, value in tree.items()}}
+            if all(isinstance(key, str) for key in tree):
+                return {"dict": {key: pack(value, tensors) for key, value in tree.items()}}
+            return {"items": [[pack(key, tensors), pack(value, tensors)] for key, value in tree.items()]}
         case list() | tuple():
             return {"list" if isinstance(tree, list) else "tuple": [pack(value, tensors) for value in tree]}
         case np.generic():
@@ -122,6 +124,8 @@ def unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[name].numpy().reshape(shape)
         case {"dict": entries}:
             return {key: unpack(value, tensors) for key, value in entries.items()}
+        case {"items": pairs}:  # keys that JSON would turn into strings
+            return {unpack(key, tensors): unpack(value, tensors) for key, value in pairs}
         case {"list": values}:
             return [unpack(value, tensors) for value in values]
         case {"tuple": values}:

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector.utils import CloudpickleWrapper
@@ -244,7 +245,14 @@ class RemoteEpisodes:
         self.lower_bounds, self.horizons, self.parameter_groups = self.receive()
 
     def send(self, method: str, arguments: tuple[Any, ...]) -> None:
-        """Has a method of the episodes called; :meth:`receive` waits for its result."""
+        """Has a method of the episodes called; :meth:`receive` waits for its result.
+
+        Raises:
+            ClosedEnvironmentError: After :meth:`close`.
+            RuntimeError: If the process has died.
+        """
+        if self._connection.closed:
+            raise gym.error.ClosedEnvironmentError("The environment is closed. Make it anew.")
         try:
             self._connection.send((method, arguments))
         except (BrokenPipeError, OSError) as error:

@@ -26,10 +26,12 @@ from lr_env.mdp.arrays import Array
 from lr_env.mdp.recording import Recorder
 from lr_env.mdp.rewards import CircuitBreaker, make_circuit_breaker
 from lr_env.mdp.statistics import Statistics
+from lr_env.mdp.trackers import TINY
 from lr_env.pretrained import load_pretrained
 from lr_env.training import make_optimizer
 from lr_env.training.signals import DIRECTION_SIGNALS, EXAMPLE_SIGNALS, VALIDATION_SIGNALS
 from lr_env.training.torch_directions import Directions, LoopSignals, UnknownDirectionError
+from lr_env.training.torch_optimizers import momentum_of
 
 PRETRAINED = "pretrained"
 """Stands for the controller of :mod:`lr_env.pretrained` for the optimizer."""
@@ -37,7 +39,7 @@ PRETRAINED = "pretrained"
 UNAVAILABLE = frozenset({*EXAMPLE_SIGNALS, *VALIDATION_SIGNALS, "output_weight_mean", "output_weight_variance"})
 """Signals that a loop does not give."""
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 
 _GROUP = torch.distributed.GroupMember if torch.distributed.is_available() else None
 
@@ -209,8 +211,10 @@ class ControllerLR(LRScheduler):
         self._steps_without_loss, self._pending = 0, []
         if self.last_epoch >= self.total_steps:
             self._warn_once(f"ControllerLR has made its total_steps={self.total_steps} steps: the last rate stays. Give the number of all steps.")
-            self._set_rates()
+            self._set([float(rate) for rate in self._last_lr])
             return
+        if "momentum_decades" in self._record:
+            self._see_momentum()
         if not self._decides_at_once(losses):
             with full_precision(self._signals.device.type), torch.no_grad():
                 self._measure_and_decide(losses)
@@ -233,6 +237,8 @@ class ControllerLR(LRScheduler):
         """
         return {
             "version": STATE_VERSION,
+            "statistics": dict(self._process.sizes),
+            "signals": sorted(self._process.needs),
             "last_epoch": self.last_epoch,
             "total_steps": self.total_steps,
             "_last_lr": list(self._last_lr),
@@ -256,6 +262,9 @@ class ControllerLR(LRScheduler):
         """
         if state_dict.get("version") != STATE_VERSION:
             raise ValueError(f"A state of ControllerLR of version {STATE_VERSION} is needed, but one of {state_dict.get('version')!r} was given.")
+        for name, needed in {"statistics": dict(self._process.sizes), "signals": sorted(self._process.needs)}.items():
+            if state_dict[name] != needed:
+                raise ValueError(f"The state is one of another controller: its {name} are {state_dict[name]}, but {needed} are needed.")
         shapes = {"table": self._table.shape} | {name: value.shape for name, value in self._signals.previous.items()}
         given = {name: tuple(value.shape) for name, value in {"table": state_dict["table"], **state_dict["previous"]}.items()}
         if given != {name: tuple(shape) for name, shape in shapes.items()} or len(state_dict["ratios"]) != len(self._ratios):
@@ -305,6 +314,11 @@ class ControllerLR(LRScheduler):
     def _look_at_table(self) -> None:
         self._record, self._recorded = self._process.record(self._table), Recorder(self._table, self._compiles)
         self._at_once: LoopDecision | Literal[False] | None = None
+
+    def _see_momentum(self) -> None:
+        """The optimizer's own, which others may change; under one rate, the first group's."""
+        shares = [max(1 - momentum_of(group), TINY) for group in self.optimizer.param_groups]
+        self._record["momentum_decades"][:] = -np.log10(shares if self._is_grouped else shares[:1])
 
     def _decides_at_once(self, losses: Sequence[Tensor | float]) -> bool:
         """Measures and decides in one call of C++, where everything can be: with nothing done, says that it can't."""
@@ -386,12 +400,14 @@ class ControllerLR(LRScheduler):
             else:
                 self.observation = self._recorded(self._observe_in, signals)[0].copy()
             is_safe = self._breaker is not None and self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
+            action = None
             if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
                 action, self._state = self._bound.controller.predict(
                     self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
                 )
-                if self._breaker is not None and is_safe:
-                    self._breaker.controller_state = self._state
+            if self._breaker is not None and is_safe:
+                self._breaker.controller_state = self._state
+            if action is not None:
                 if not np.isfinite(action).all():
                     self._fall_back_from_action()
                     return
@@ -574,8 +590,8 @@ def _check_number(loss: Tensor | float | None) -> None:
 
 
 def _detached(loss: Tensor | float) -> Tensor:
-    """A loss as a tensor ``(1,)``, of float32 where it is of half precision."""
-    value = loss.detach().reshape(1) if isinstance(loss, Tensor) else torch.tensor([float(loss)])
+    """A loss as a tensor ``(1,)``, of float32 where it is of half precision, of float64 where it is a number."""
+    value = loss.detach().reshape(1) if isinstance(loss, Tensor) else torch.tensor([float(loss)], dtype=torch.float64)
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

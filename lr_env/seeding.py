@@ -161,6 +161,16 @@ def preserved_global_generators() -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
+@contextmanager
+def drawing_from(generator: torch.Generator, advances: bool = True) -> Iterator[None]:
+    """What draws from PyTorch's global generator (CPU) draws from this one, and leaves the global generators as they were found."""
+    with preserved_global_generators():
+        torch.set_rng_state(generator.get_state())
+        yield
+        if advances:
+            generator.set_state(torch.get_rng_state())
+
+
 def seed_global_generators(seed: np.random.SeedSequence) -> None:
     """Seeds all three global generators; call it within :func:`preserved_global_generators` only."""
     words = [int(word) for word in seed.generate_state(3)]

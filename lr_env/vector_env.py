@@ -204,9 +204,13 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """Puts back what :meth:`get_state` returned, into these members or all.
 
         Raises:
-            ValueError: If the state holds another number of members, or was taken without a render mode and this environment has one.
+            ResetNeeded: Before the first reset, if other members are left without a training.
+            ValueError: If the state holds another number of members, does not fit, or was taken without a render mode and this environment
+                has one. The environment stays as it was.
         """
         chosen = self._check_members(members)
+        if self._is_new and len(np.unique(chosen)) < self.num_envs:
+            raise ResetNeeded("The other members have no training yet: call reset() before set_state() of some, or set all.")
         if len(state["ended"]) != len(chosen):
             raise ValueError(f"The state holds {len(state['ended'])} members, but {len(chosen)} are to be set.")
         if self.render_mode is not None and not all(state["histories"]):
@@ -214,7 +218,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self.episodes.set_state(state["episodes"], chosen)
         self._ended[chosen] = state["ended"]
         for member, history in zip(chosen, state["histories"], strict=True):
-            self._histories[member] = list(history)
+            self._histories[member] = [] if self.render_mode is None else list(history)  # without one, nothing would be added
         self._is_new = False
 
     def _step_with_resets(self, actions: np.ndarray, acting: np.ndarray, resetting: np.ndarray) -> Outcome:

@@ -98,6 +98,12 @@ def test_with_it_no_training_diverges_and_progress_goes_on() -> None:
     assert (rollout.values("learning_rate") == 0.1).all()  # the rate in force is the safe state's
 
 
+def test_no_training_diverges_where_jump_follows_jump() -> None:
+    env = gym.make("LearningRate-v0", task="digits-mlp", horizon=40, action="rate", circuit_breaker=True)
+    rollout = roll_out(env, [[100.0]] * 40, seed=0)
+    assert rollout.terminated == [False] * 39 + [True] and not rollout.values("diverged").any()
+
+
 def test_returns_are_told_where_another_member_ends() -> None:
     drawn = {"name": "several", "data_sets": ["digits"], "architectures": ["mlp"], "horizon": [4, 12], "num_variants": 3, "family_seed": 1}
     told = []
@@ -174,3 +180,5 @@ def test_wrong_options_are_refused(specification: dict[str, float], message: str
         gym.make("LearningRate-v0", task=tiny_task(), circuit_breaker=specification)
     with pytest.raises(TypeError, match="circuit_breaker must be True, False or a mapping of options, but 3 was given"):
         gym.make("LearningRate-v0", task=tiny_task(), circuit_breaker=3)
+    with pytest.raises(ValueError, match="use reward_on='next_batch'"):
+        gym.make("LearningRate-v0", task=tiny_task(), circuit_breaker=True, reward_on="same_batch")

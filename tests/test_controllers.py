@@ -156,6 +156,8 @@ def test_packed_states_return() -> None:
     np.testing.assert_array_equal(restored["b"][0], state["b"][0])
     assert restored["b"][1].equal(state["b"][1])
     assert restored["c"]["d"].shape == ()
+    of_numbers = {0: {"step": 1}, "0": None}  # as the state of an optimizer has them
+    assert unpack(json.loads(json.dumps(pack(of_numbers, {}))), {}) == of_numbers
 
 
 def test_only_policy_networks_are_saved(tmp_path: Path) -> None:

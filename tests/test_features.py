@@ -40,6 +40,21 @@ def test_every_feature_equals_its_formula(optimizer: str, horizon: int, shift: f
         np.testing.assert_allclose(observed[t], [row[name] for name in NAMES], rtol=2e-5, atol=2e-6, err_msg=f"step {t}")
 
 
+def test_a_rate_of_zero_does_not_stay_in_averages() -> None:
+    env = gym.make("LearningRate-v0", task=tiny_task(horizon=120), features=["predictive_change", "predictive_change_mean"], action="rate")
+    last, mean = roll_out(env, np.append(0.0, np.full(110, 0.1))[:, None], seed=0).observations[-1]
+    assert abs(mean - last) < 1
+
+
+@pytest.mark.parametrize("base", ["sps", "cosine"])
+def test_what_a_residual_action_observes_does_not_depend_on_the_first_rate(base: str) -> None:
+    action = {"kind": "residual", "base": base, "rate": 0.1}
+    action = action if base != "sps" else {"kind": "residual", "base": base}
+    options: dict[str, Any] = {"task": tiny_task(), "features": ["log_rate", "daniel2016", "scale_free"], "action": action}
+    seen = [roll_out(gym.make("LearningRate-v0", initial_rate=rate, **options), np.zeros((5, 1)), seed=0).observations for rate in (0.01, 1.0)]
+    np.testing.assert_array_equal(*seen)
+
+
 def test_averages_advance_per_sgd_step_not_per_decision() -> None:
     task = tiny_task(horizon=24)
     options = {"task": task, "features": NAMES, "action": "rate", "dtype": "float64"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from lr_env import NoisyQuadratic
 from lr_env.tasks.noisy_quadratic import SHIPPED_QUADRATIC
@@ -104,3 +105,8 @@ def test_best_schedule_is_30_percent_below_the_best_constant() -> None:
 def test_impossible_quadratics_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoisyQuadratic(**{**vars(QUADRATIC), **change})
+
+
+def test_integers_are_numbers_too() -> None:
+    task = NoisyQuadratic(curvatures=(1, 2), noise_variances=(0, 0), initial_weights=(1, 1), horizon=5).task()
+    assert task.initial_model(0).weights.dtype == torch.float32

@@ -115,6 +115,14 @@ def test_a_loop_goes_on_where_it_was_saved(with_closure: bool, truncation: int) 
     assert [float(group["lr"]) for group in resumed.optimizer.param_groups] == pytest.approx([expected[-1], 2 * expected[-1]])
 
 
+def test_a_loop_goes_back_to_its_beginning() -> None:
+    loop = Loop(adamw_of_two_groups, EAGER, with_closure=True)
+    beginning = loop.save()
+    rates = loop.run(0, 9)
+    loop.load(beginning)
+    assert loop.run(0, 9) == rates
+
+
 def test_a_state_keeps_the_range_of_rates() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     state = OnlineLR(optimizer, lr_min=0.05, lr_max=0.2).state_dict()

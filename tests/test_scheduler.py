@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import shutil
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -491,6 +492,7 @@ def test_groups_that_begin_at_several_rates_under_one_schedule_are_refused() -> 
 
 def test_the_start_is_the_optimizer_s_own_rate() -> None:
     assert Case(action=0.0, lr=0.03).step() == pytest.approx(0.03)
+    assert Case(lr=0.003).controller.get_last_lr() == [0.003]  # not rounded by a logarithm
     assert Case(action=0.0, lr=0.03, initial_rate=0.2).step() == pytest.approx(0.2)
     with pytest.raises(ValueError, match="initial_rate must be within"):
         Case(lr=1e4)
@@ -568,6 +570,13 @@ def test_after_the_last_step_the_rate_stays_and_it_warns_once() -> None:
         assert case.step() == rates[-1]
     assert case.step() == rates[-1]
     assert case.controller.last_epoch == 2
+
+
+def test_a_fallback_at_the_last_step_stays_too() -> None:
+    case = Case(total_steps=1, fallback=lambda step: 0.001)
+    case.controller.step(math.nan)
+    with pytest.warns(UserWarning, match="the last rate stays"):
+        assert case.step() == 0.001
 
 
 def test_accumulated_gradients() -> None:
@@ -692,6 +701,8 @@ def test_state_is_plain_and_does_not_fit_everywhere() -> None:
         Case(total_steps=200).controller.load_state_dict(state)
     with pytest.raises(ValueError, match="needed"):
         Case(features="absolute").controller.load_state_dict(state)
+    with pytest.raises(ValueError, match="another controller: its signals are"):
+        Case(features=["log_weight_norm"]).controller.load_state_dict(Case(features=["log_gradient_norm"]).controller.state_dict())
     with pytest.raises(ValueError, match="version"):
         Case().controller.load_state_dict({})
 
@@ -756,6 +767,13 @@ def test_features_that_a_loop_can_t_give_are_refused(features: Any, named: str) 
 def refuse(optimizer: Any, match: str, error: type[Exception] = ValueError, mdp: MDP | None = None) -> None:
     with pytest.raises(error, match=match):
         ControllerLR(optimizer, BoundController(Constant(), mdp or MDP()), total_steps=10)
+
+
+class NoisySGD(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.add_(torch.randn_like(parameter))
+        return super().step(closure)
 
 
 class OtherSGD(torch.optim.SGD):
@@ -1069,6 +1087,46 @@ def test_a_jump_takes_back_what_the_controller_keeps_of_its_own() -> None:
         assert each.controller._state[0].item() == 2
         each.step()
         assert each.controller._state[0].item() == 3
+
+
+def test_the_state_that_is_safe_between_decisions_has_the_controller_s_own() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    bound = BoundController(Constant(0.0, counts=True), MDP(features=["log_loss"], steps_per_action=2))
+    controller = ControllerLR(optimizer, bound, total_steps=100, circuit_breaker=True)
+    for loss in (1.0, 0.9, 1.2, 0.5, 100.0):  # the fourth is safe, and no decision
+        controller.step(loss)
+    assert controller.returns == 1
+    assert controller._state[0].item() == 1  # of two decisions, at the first and the third
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler"))])
+def test_the_momentum_that_is_observed_is_the_optimizer_s(compiles: bool) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    bound = bind(MDP(optimizer="momentum", features=["momentum", "log_loss"]))
+    controller = ControllerLR(optimizer, bound, total_steps=100, compile=compiles)
+    for momentum in (0.9, 0.5, 0.0, 0.99):
+        optimizer.param_groups[0]["momentum"] = momentum
+        parameter.grad = torch.ones(2)
+        controller.step(1.0)
+        assert controller.observation[0, 0] == pytest.approx(-math.log10(1 - momentum), rel=1e-6)  # type: ignore[index]
+
+
+def test_options_of_an_optimizer_may_be_lists() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    controller = ControllerLR(torch.optim.Adam([{"params": [parameter], "betas": [0.9, 0.95]}]), "pretrained", total_steps=10)
+    controller.step(1.0)
+    assert controller.observation is not None
+
+
+def test_a_copy_s_draws_are_not_the_user_s() -> None:
+    optimizer = NoisySGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    controller = ControllerLR(optimizer, bind(MDP()), total_steps=10)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    before = torch.get_rng_state()
+    controller.step(1.0)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_rate_does_not_fall_below_its_range_and_a_new_level_of_the_loss_is_accepted() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +13,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from agents import DDPG, DDPGConfig
 from lr_env import MDP, LearningRateVectorEnv
 from lr_env.episodes import Episodes
 from lr_env.training import OPTIMIZERS, parameter_groups
@@ -69,6 +73,66 @@ def test_an_optimizer_with_attributes_of_its_own() -> None:
     damped = roll_out(gym.make("LearningRate-v0", optimizer=Damped, **options), np.full((5, 1), 0.2))
     plain = roll_out(gym.make("LearningRate-v0", optimizer="sgd", **options), np.full((5, 1), 0.1))
     np.testing.assert_allclose(damped.values("loss"), plain.values("loss"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_keeps_its_attributes(copied: Any) -> None:
+    env = LearningRateVectorEnv(2, "digits-logreg", horizon=5, optimizer=Damped, action="rate")
+    env.reset(seed=0)
+    twin, rate = copied(env), np.full((2, 1), 0.2)
+    for _ in range(2):
+        np.testing.assert_array_equal(env.step(rate)[4]["loss"], twin.step(rate)[4]["loss"])
+
+
+class Noisy(torch.optim.SGD):
+    """Langevin dynamics, in short."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.add_(torch.randn_like(parameter), alpha=0.1)
+        super().step()
+
+
+def test_an_optimizer_that_draws_has_generators_of_its_own() -> None:
+    def make(num_envs: int) -> LearningRateVectorEnv:
+        features = ["scale_free", "log_loss"]
+        return LearningRateVectorEnv(num_envs, tiny_task(horizon=6), optimizer=lambda given: Noisy(given, lr=0.1), features=features, action="rate")
+
+    before = torch.get_rng_state()
+    rates = np.full((8, 2, 1), 0.3)
+    pair = [roll_out(make(2), rates, seed=3) for _ in range(2)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert_same_bits(*pair)
+    alone = roll_out(make(1), rates[:, :1], seed=4)
+    np.testing.assert_allclose(alone.values("loss")[:, 0], pair[0].values("loss")[:, 1], rtol=1e-5)
+    assert (pair[0].values("loss")[1:6, 0] != roll_out(make(2), rates, seed=5).values("loss")[1:6, 0]).all()
+    env, other = make(2), make(2)
+    env.reset(seed=0)
+    env.step(rates[0])
+    other.set_state(env.get_state())
+    np.testing.assert_array_equal(env.step(rates[0])[4]["loss"], other.step(rates[0])[4]["loss"])
+
+
+def test_checkpoints_keep_the_optimizers_states(tmp_path: Path) -> None:
+    def make() -> LearningRateVectorEnv:
+        return LearningRateVectorEnv(2, "digits-logreg", horizon=30, optimizer=torch.optim.Adam, autoreset_mode="SameStep")
+
+    agent = DDPG(make(), DDPGConfig(hidden=(8,)), seed=0)
+    agent.learn(20)
+    agent.save_checkpoint(tmp_path / "agent")
+    resumed = DDPG.resume(tmp_path / "agent", make())
+    zeros = np.zeros((2, 1))
+    for _ in range(3):
+        np.testing.assert_array_equal(*[each.environment.step(zeros)[4]["loss"] for each in (agent, resumed)])
+
+
+def test_the_momentum_that_is_observed_is_the_optimizer_s() -> None:
+    def momentum(optimizer: Any) -> float:
+        return float(gym.make("LearningRate-v0", task=tiny_task(), optimizer=optimizer, features=["momentum"]).reset(seed=0)[0][0])
+
+    assert momentum(lambda given: torch.optim.SGD(given, lr=0.1, momentum=0.9)) == momentum("momentum") == pytest.approx(1)
+    assert momentum(torch.optim.AdamW) == momentum("adamw")
+    assert momentum(torch.optim.Adagrad) == 0
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])

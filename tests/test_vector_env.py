@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as vector_wrappers
 from gymnasium.wrappers.vector import NormalizeObservation, RecordEpisodeStatistics
@@ -395,6 +396,40 @@ def test_pickle_and_deepcopy_continue_with_the_same_bits(mode: str) -> None:
         continued = copy.deepcopy(rollout)
         continue_with(other, actions[9:], continued)
         assert_same_bits(continued, expected)
+
+
+def test_a_reset_right_after_a_copy_leaves_the_others_draws_alone() -> None:
+    env = make(task=tiny_task(model=dropout), autoreset_mode="Disabled")
+    env.reset(seed=0)
+    env.step(np.zeros((3, 1)))
+    twin, options = copy.deepcopy(env), {"reset_mask": np.array([True, False, False])}
+    expected = make(task=tiny_task(model=dropout), autoreset_mode="Disabled")
+    expected.reset(seed=0)
+    losses = [expected.step(np.zeros((3, 1)))[4]["loss"] for _ in range(2)][-1]
+    for each in (env, twin):
+        each.reset(seed=[7, None, None], options=options)
+        np.testing.assert_array_equal(each.step(np.zeros((3, 1)))[4]["loss"][1:], losses[1:])
+
+
+def test_states_that_do_not_fit_change_nothing() -> None:
+    env, others = make(horizon=20), [make(horizon=20, optimizer="momentum"), make(horizon=30), make(horizon=20, circuit_breaker=True)]
+    env.reset(seed=0)
+    with pytest.raises(ResetNeeded, match="other members have no training yet"):
+        others[0].set_state(env.get_state([0]), [0])
+    for other, message in zip(others, ("optimizer.momentum", "horizon 20 was given, but 30", "circuit breaker False"), strict=True):
+        other.reset(seed=1)
+        before = other.evaluate("train").losses
+        with pytest.raises(ValueError, match=f"does not fit: .*{message}"):
+            other.set_state(env.get_state())
+        np.testing.assert_array_equal(other.evaluate("train").losses, before)
+
+
+def test_a_history_with_gaps_is_not_rendered() -> None:
+    seen, unseen = make(render_mode="rgb_array"), make()
+    seen.reset(seed=0)
+    unseen.set_state(seen.get_state())
+    with pytest.raises(ValueError, match="no history to render"):
+        seen.set_state(unseen.get_state())
 
 
 def test_evaluate_gives_each_member_s_loss() -> None:

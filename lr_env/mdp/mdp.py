@@ -80,9 +80,15 @@ class MDP:
             object.__setattr__(self, name, None if given is None else number(name, given))
         optimizer, _ = make_optimizer(self.optimizer)
         resolve_features(self.features)
+        for name in ("features", "lr_groups"):  # equal whether they came as lists or tuples
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         make_action(self.action)
         make_reward(self.reward, self.reward_on)
-        make_circuit_breaker(self.circuit_breaker)
+        if make_circuit_breaker(self.circuit_breaker) and self.reward_on == "same_batch":
+            raise ValueError(
+                "The circuit breaker goes back to the gradient of an earlier minibatch, on which reward_on='same_batch' would have to pay: "
+                "use reward_on='next_batch', or another of those, with it."
+            )
         check_groups(self.lr_groups)
         self.rate_range()
         if not isinstance(self.control_momentum, bool):
@@ -174,7 +180,7 @@ class DecisionProcess:
         record = self.record(table)
         log_rates = self.of_columns(log_rates)
         self.statistics.begin(record, log_rates)
-        record["rates"][:] = 10.0**log_rates
+        record["rates"][:] = np.where(log_rates == math.log10(self.rates.initial), self.rates.initial, 10.0**log_rates)  # not rounded
         if "rate_offset" in record:
             record["rate_offset"][:] = log_rates - math.log10(self.rates.initial)
         if "momentum_decades" in record:
@@ -209,7 +215,7 @@ class DecisionProcess:
     def observe(self, record: Record, signals: Array, begins: bool = True) -> None:
         """Takes in one SGD step with signals ``(R, G, N)``; ``begins`` says whether it may be somebody's first."""
         signals = signals.reshape(len(signals), -1)
-        self.statistics.update(record, signals, begins)
+        observed = self.statistics.update(record, signals, begins)
         record["loss"][:] = signals[:1]
         if isinstance(self.action, ResidualAction) and (begins or "log_base_rate" in record):
             base = self._clipped(self.action.log_base_rates(self.statistics, record, self.rates))
@@ -219,6 +225,7 @@ class DecisionProcess:
             base = record["log_rate"]
         if "log_base_rate" in record:
             record["log_base_rate"][:] = base
+        self.statistics.track(record, observed)
 
     def pay(self, record: Record, losses: Array, paid: Array | None) -> None:
         """Losses ``(N,)``, or a row of them, set the potential of those ``paid (N,)``, or of all, anew; ``reward`` is what it fell by."""
@@ -286,6 +293,10 @@ class DecisionProcess:
             return log_rates
         library, (lowest, highest) = namespace(log_rates), self._log_range
         return library.minimum(library.maximum(log_rates, lowest), highest)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _own_momentum(optimizer: OptimizerSpecification) -> float:

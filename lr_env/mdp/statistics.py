@@ -84,8 +84,8 @@ class Statistics:
         record["age"][:] = -1
         record["log_rate"][:] = log_rates
 
-    def update(self, record: Record, signals: Array, begins: bool = True) -> None:
-        """Takes in one SGD step with signals ``(R, C)``; ``begins`` says whether it may be somebody's first."""
+    def update(self, record: Record, signals: Array, begins: bool = True) -> Observed:
+        """Takes in one SGD step with signals ``(R, C)``; ``begins`` says whether it may be somebody's first. :meth:`track` does the rest."""
         library = namespace(signals)
         age, floors, averages, averaged = record["age"], record["floors"], record["averages"], record["averaged"]
         age += 1
@@ -95,8 +95,6 @@ class Statistics:
             is_first = age == 0
             floors[:] = library.where(is_first, library.maximum(abs(excess) * self._floors, self._tiny), floors)
         logs = library.log10(library.maximum(excess, floors)) * self._scales
-        for tracker in self._trackers:
-            tracker.update(record, Observed(self._signals, signals, logs, is_first))
         record["logs"][:] = logs
         averaged[:-1] = logs[:1]
         if "gradient_dot_previous" in self._signals:
@@ -110,6 +108,12 @@ class Statistics:
             averages[:] = library.where(is_first, averaged, averages)
             record["first_logs"][:] = library.where(is_first, logs, record["first_logs"])
         record["progress"][:] = age / self.horizon
+        return Observed(self._signals, signals, logs, is_first)
+
+    def track(self, record: Record, observed: Observed) -> None:
+        """Has the trackers take in what :meth:`update` returned, once the rate in force is known."""
+        for tracker in self._trackers:
+            tracker.update(record, observed)
 
     def log(self, record: Record, signal: str) -> Array:
         """log10 of a signal, ``(1, C)``; of a squared norm, the norm's; of the loss, log10(ℓ − b)."""

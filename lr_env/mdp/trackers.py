@@ -5,6 +5,7 @@ A tracker owns rows of the table of :class:`lr_env.mdp.statistics.Statistics` an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from lr_env.mdp.arrays import Array, Record, namespace
 
 TINY = 1e-38
 """Stands for 0 where a logarithm is taken or a division made."""
+
+LOG_TINY = math.log10(TINY)
 
 DISCOUNT = 0.9
 """γ of Daniel et al. 2016."""
@@ -69,7 +72,7 @@ class Tracker(Protocol):
         ...
 
     def update(self, record: Record, observed: Observed) -> None:
-        """Takes in one step; the record's own statistics are still those of the step before."""
+        """Takes in one step, after the other statistics."""
         ...
 
 
@@ -108,7 +111,8 @@ class DiscountedMoments:
         """See :class:`Tracker`."""
         value = observed.log(self._signal)
         if self._rate_power:
-            value = value + self._rate_power * record["log_rate"]
+            rate = record["log_rate"]  # of a rate of 0 the average would keep −∞
+            value = value + self._rate_power * namespace(rate).maximum(rate, LOG_TINY + 0 * value)
         mean, uncertainty = record[f"{self._name}_mean"], record[f"{self._name}_uncertainty"]
         mean[:] = observed.at_first(value, DISCOUNT * mean + (1 - DISCOUNT) * value)
         uncertainty[:] = observed.at_first(0 * value, DISCOUNT * uncertainty + (1 - DISCOUNT) * (value - mean) ** 2)

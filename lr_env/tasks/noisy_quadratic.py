@@ -23,8 +23,8 @@ class QuadraticModel(nn.Module):
 
     def __init__(self, curvatures: tuple[float, ...], initial_weights: tuple[float, ...]) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.tensor(initial_weights))
-        self.register_buffer("curvatures", torch.tensor(curvatures))
+        self.weights = nn.Parameter(torch.tensor(initial_weights, dtype=torch.float32))
+        self.register_buffer("curvatures", torch.tensor(curvatures, dtype=torch.float32))
 
     def forward(self, noise: Tensor) -> Tensor:
         """``noise (B, D) -> losses (B, 2)``."""

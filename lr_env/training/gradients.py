@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from lr_env.checks import unknown_name
-from lr_env.seeding import preserved_global_generators
+from lr_env.seeding import drawing_from, preserved_global_generators
 from lr_env.tasks.task import MEAN_LOSSES, Data, ExampleFunction, Task
 from lr_env.training.draws import Generators
 from lr_env.training.tracing import Argument, Backend, flat_graph, interpreted
@@ -108,10 +108,8 @@ class GradientFunction:
         for i in range(self._num_members):
             own_buffers = {name: buffer[i] for name, buffer in buffers.items()}
             if self.is_stochastic:
-                with preserved_global_generators():
-                    torch.set_rng_state(generators[i].get_state())
+                with drawing_from(generators[i]):
                     results.append(self._function(parameters[i], own_buffers, inputs[i], targets[i]))
-                    generators[i].set_state(torch.get_rng_state())
             else:
                 results.append(self._function(parameters[i], own_buffers, inputs[i], targets[i]))
         if len(results) == 1:
@@ -135,8 +133,7 @@ class GradientFunction:
         for i in range(self._num_members):
             arguments = (parameters[i], _clone(buffers, i), inputs[i], targets[i])
             if self.is_stochastic:
-                with preserved_global_generators():
-                    torch.set_rng_state(generators[i].get_state())
+                with drawing_from(generators[i], advances=False):
                     losses.append(observed(*arguments))
             else:
                 losses.append(observed(*arguments))

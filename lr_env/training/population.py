@@ -99,7 +99,7 @@ class Population:
 
     Raises:
         RuntimeError: If ``compile`` is asked for and no C++ compiler is found, or ``device="cuda"`` and there is no GPU.
-        ValueError: If an argument is out of range, or ``gradients="batched"`` does not work for the model.
+        ValueError: If an argument is out of range; with the first gradient, if ``gradients="batched"`` does not work for the model.
     """
 
     _evaluation: EvaluationFunction | None
@@ -419,7 +419,7 @@ class Population:
         """
         optimizer_state, momentum = _part(state, "optimizer."), None
         if self._member_optimizers is not None:
-            parameters = self._member_optimizers.apply(state["parameters"], state["gradients"], rates, steps)
+            parameters = self._member_optimizers.apply(state["parameters"], state["gradients"], rates, steps, self._generators)
         else:
             applied = state["directions"]
             if momenta is not None:
@@ -441,7 +441,7 @@ class Population:
         if isinstance(self.optimizer, TorchOptimizer):
             assert self._member_optimizers is not None
             is_seen = not self._signals.isdisjoint(DIRECTION_SIGNALS)
-            directions = self._member_optimizers.directions(parameters, gradients) if is_seen else torch.zeros_like(gradients)
+            directions = self._member_optimizers.directions(parameters, gradients, self._generators) if is_seen else torch.zeros_like(gradients)
         else:
             directions, advanced_state = self.optimizer.directions(gradients, parameters, optimizer_state, steps + 1, momentum)
             if momenta is None:
@@ -505,7 +505,9 @@ class Population:
         rows = torch.from_numpy(np.flatnonzero(is_other))
         others = rows.tolist()
         before = {name: value[rows] for name, value in self.state.items()}
-        generators = [self._generators.state(member) for member in others] if self._gradient_function.is_stochastic else []
+        self._choose_engine()  # which finds out whether the model draws
+        is_drawing = self._gradient_function.is_stochastic or (isinstance(self.optimizer, TorchOptimizer) and self.optimizer.draws)
+        generators = [self._generators.state(member) for member in others] if is_drawing else []
         if self._member_optimizers is not None:
             self._member_optimizers.resting = frozenset(others)
         try:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
+from lr_env.seeding import preserved_global_generators
 from lr_env.training.gradients import ParameterLayout
 from lr_env.training.loop_kernel import SIGNALS, LoopKernel, is_known
 from lr_env.training.optimizers import SGD, AdaGrad, Adam, AdamW, NAdamW, RMSprop, StackedOptimizer
@@ -273,7 +274,7 @@ class Directions:
         return directions
 
     def _rule(self, group: ParameterGroup) -> StackedOptimizer:
-        key = tuple(map(group.get, self._options))
+        key = tuple(tuple(value) if isinstance(value, list) else value for value in map(group.get, self._options))
         rule = self._made.get(key)
         if rule is None:
             for option, allowed in self._refused:
@@ -324,7 +325,8 @@ class UnitSteps:
         for mine in (parameter for group in self._optimizer.param_groups for parameter in group["params"]):
             gradient = mine.grad
             known[id(mine)].grad = None if gradient is None else gradient.clone() if factor is None else gradient * factor.view(()).to(gradient.dtype)
-        twin.step()
+        with preserved_global_generators():  # it may draw what the optimizer is about to
+            twin.step()
         self._moved = [known[id(parameter)] for parameter in self._parameters]
 
     def __call__(self, piece: Piece, gradients: Tensor) -> Tensor:

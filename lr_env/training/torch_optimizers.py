@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lr_env.seeding import drawing_from, preserved_global_generators
+from lr_env.training.draws import Generators
 from lr_env.training.gradients import ParameterLayout
 
 Factory: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -32,6 +35,11 @@ class TorchOptimizer:
     Args:
         factory: See :data:`Factory`.
 
+    Attributes:
+        default_rate: The optimizer's own ``lr``.
+        momentum: Its momentum, or its first β; 0 where it has none.
+        draws: Whether its steps draw from PyTorch's global generator, as Langevin dynamics do; each training's draws are then its own.
+
     Raises:
         ValueError: If the factory makes no optimizer, or one that can't be used: without ``lr`` in its groups, or whose step needs a closure.
     """
@@ -43,9 +51,12 @@ class TorchOptimizer:
         weight = torch.zeros(2, requires_grad=True)
         weight.grad = torch.ones(2)
         try:
-            optimizer = _in_training(factory([{"params": [weight]}]))
-            optimizer.step()
-            copied_optimizer(optimizer, {}).step()  # as features need it
+            with preserved_global_generators():
+                before = torch.get_rng_state()
+                optimizer = _in_training(factory([{"params": [weight]}]))
+                optimizer.step()
+                self.draws = not torch.equal(before, torch.get_rng_state())
+                copied_optimizer(optimizer, {}).step()  # as features need it
         except Exception as error:
             raise ValueError(
                 f"The optimizer factory does not work: {type(error).__name__}: {error}. It must make an optimizer of parameter groups, "
@@ -54,6 +65,7 @@ class TorchOptimizer:
         if not isinstance(optimizer, torch.optim.Optimizer) or not float(optimizer.param_groups[0].get("lr", 0)) > 0:
             raise ValueError(f"An optimizer factory must make a torch.optim.Optimizer with a rate lr > 0, but it made {optimizer!r}.")
         self.default_rate = float(optimizer.param_groups[0]["lr"])
+        self.momentum = momentum_of(optimizer.param_groups[0])
 
     def initial_state(self, parameters: Tensor) -> dict[str, Tensor]:
         """Nothing: each training's optimizer holds its own."""
@@ -83,22 +95,27 @@ class MemberOptimizers:
         for member in members.tolist():
             self._members[member] = self._make(parameters[member])
 
-    def apply(self, parameters: Tensor, gradients: Tensor, rates: Tensor, steps: Tensor) -> Tensor:
-        """The weights ``(N, P)`` after a step at rates ``(N, G)`` of all members that have made one, by ``steps (N, 1)``, but the resting."""
+    def apply(self, parameters: Tensor, gradients: Tensor, rates: Tensor, steps: Tensor, generators: Generators) -> Tensor:
+        """The weights ``(N, P)`` after a step at rates ``(N, G)`` of all members that have made one, by ``steps (N, 1)``, but the resting.
+
+        Steps that draw advance the members' own generators ``(N,)``.
+        """
         result = parameters.clone()
         for i, member in enumerate(self._members):
             if int(steps[i, 0]) > 0 and i not in self.resting:
-                result[i] = self._step(member, parameters[i], gradients[i], rates[i].tolist())
+                with self._drawing_from(generators, i):
+                    result[i] = self._step(member, parameters[i], gradients[i], rates[i].tolist())
         return result
 
-    def directions(self, parameters: Tensor, gradients: Tensor) -> Tensor:
-        """What a step at rate 1 would subtract, ``(N, P)``, 0 for the resting; the optimizers stay as they are."""
+    def directions(self, parameters: Tensor, gradients: Tensor, generators: Generators) -> Tensor:
+        """What a step at rate 1 would subtract, ``(N, P)``, 0 for the resting; the optimizers and their generators stay as they are."""
         ones, result = [1.0] * len(self._groups), parameters.clone()
         for i, member in enumerate(self._members):
             if i not in self.resting:
                 known: dict[int, Any] = {}
                 weights, twin = copy.deepcopy(member[0], known), copied_optimizer(member[1], known)
-                result[i] = self._step((weights, twin), parameters[i], gradients[i], ones)
+                with self._drawing_from(generators, i, advances=False):
+                    result[i] = self._step((weights, twin), parameters[i], gradients[i], ones)
         return parameters - result
 
     def evaluated(self, parameters: Tensor) -> Tensor:
@@ -123,7 +140,20 @@ class MemberOptimizers:
 
     def _make(self, row: Tensor) -> tuple[dict[str, Tensor], torch.optim.Optimizer]:
         weights = {name: view.clone().requires_grad_() for name, view in self._layout.views(row).items()}
-        return weights, _in_training(self._optimizer.factory([{"params": [weights[name] for name in group]} for group in self._groups]))
+        with preserved_global_generators() if self._optimizer.draws else nullcontext():
+            return weights, _in_training(self._optimizer.factory([{"params": [weights[name] for name in group]} for group in self._groups]))
+
+    def _drawing_from(self, generators: Generators, member: int, advances: bool = True) -> AbstractContextManager[None]:
+        return drawing_from(generators[member], advances) if self._optimizer.draws else nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"own_attributes": [_own_attributes(optimizer) for _, optimizer in self._members]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own_attributes = state.pop("own_attributes")
+        self.__dict__.update(state)
+        for (_, optimizer), attributes in zip(self._members, own_attributes, strict=True):
+            vars(optimizer).update(attributes)
 
     def _step(self, member: tuple[dict[str, Tensor], torch.optim.Optimizer], row: Tensor, gradient: Tensor, rates: Sequence[float]) -> Tensor:
         weights, optimizer = member
@@ -143,12 +173,21 @@ class MemberOptimizers:
 
 
 def copied_optimizer(optimizer: Any, known: dict[int, Any]) -> Any:
-    """A deep copy, with its parameters' in ``known``: of the attributes that a class adds, ``Optimizer.__getstate__`` would keep none."""
+    """A deep copy, with its parameters' in ``known``."""
     twin = copy.deepcopy(optimizer, known)
-    for name, value in vars(optimizer).items():
-        if name not in vars(twin) and name != "step":  # which schedulers put there, with the optimizer itself
-            setattr(twin, name, copy.deepcopy(value, known))
+    vars(twin).update(copy.deepcopy(_own_attributes(optimizer), known))
     return twin
+
+
+def momentum_of(group: Mapping[str, Any]) -> float:
+    """The momentum of a parameter group of ``torch.optim``, or its first β; 0 where it has none."""
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
+def _own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Those that a class adds, of which ``Optimizer.__getstate__`` keeps none."""
+    kept = vars(copy.copy(optimizer))
+    return {name: value for name, value in vars(optimizer).items() if name not in kept and name != "step"}  # schedulers put that there
 
 
 def _in_training(optimizer: Any) -> Any:
