@@ -51,7 +51,7 @@ class DDPGConfig:
     updates_per_decision: int = 2
     """Updates after each decision of all members."""
     actor_starts: int = 500
-    """Updates of the critic before the first of the actor, which an untrained critic would push to a bound."""
+    """Updates of the critic before the first of the actor, which an untrained critic would push to a bound; the targets stand still till then."""
     saturation_penalty: float = 1e-3
     """Weight of the squared preactivations of the actor's tanh in its loss: keeps it from saturating, where it would learn no more."""
     exploration_noise: float = 0.2

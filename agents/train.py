@@ -163,6 +163,8 @@ class Training:
         self.record = self._new_record(arguments)
         if self.checkpoint_path.exists():
             self._resume()
+        elif not options.resume and (found := [path for path in (self.record_path, self.controller_path) if path.exists()]):
+            raise ValueError(f"{found[0]} is of a training before, which would be lost. Remove it, or choose another --output.")
         self._is_stopping = False
         self._bar: tqdm[Any] | None = None
         self._writer = _summary_writer(options.output / "tensorboard" / "evaluation") if options.tensorboard else None
@@ -186,11 +188,13 @@ class Training:
         """Trains, evaluates, saves; returns a summary in words."""
         options, agent = self.options, self.agent
         options.output.mkdir(parents=True, exist_ok=True)
-        self._since, self._seconds_before = time.perf_counter(), float(self.record["seconds"])
+        self._clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+        self._since = {name: clock() - self.record[name] for name, clock in self._clocks.items()}
         with self._stopping_on_signals():
             self._evaluated = self._saved = agent.num_steps_taken
             with tqdm(total=options.total_steps, initial=agent.num_steps_taken, desc=options.algorithm, unit=" steps", unit_scale=True) as self._bar:
                 agent.learn(options.total_steps, self._after_updates)
+            self._save()
         history = self.record["history"]
         is_finished = agent.num_steps_taken >= options.total_steps
         if is_finished and (not history or history[-1]["steps"] < agent.num_steps_taken):
@@ -228,7 +232,7 @@ class Training:
         if self.record["reference"] is None:
             self.record["reference"] = self.evaluation.tune_reference()
         scores = self.evaluation.run(bound)
-        entry = {"steps": steps, "score": scores.mean, "diverged": float(scores.diverged.mean()), "seconds": self._seconds()}
+        entry = {"steps": steps, "score": scores.mean, "diverged": float(scores.diverged.mean()), "seconds": self._times()["seconds"]}
         if not history or scores.mean < min(earlier["score"] for earlier in history):
             save_controller(self.controller_path, bound)
         history.append(entry)
@@ -247,7 +251,7 @@ class Training:
 
     def _save(self) -> None:
         # In this order: what the record knows beyond the checkpoint is forgotten on resuming.
-        self.record["steps"], self.record["seconds"] = self.agent.num_steps_taken, self._seconds()
+        self.record |= {"steps": self.agent.num_steps_taken, **self._times()}
         self._write_record()
         self.agent.save_checkpoint(self.checkpoint_path)
         self._saved = self.agent.num_steps_taken
@@ -257,8 +261,9 @@ class Training:
         beside.write_text(json.dumps(self.record, indent=1, default=str) + "\n")
         beside.replace(self.record_path)
 
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._since
+    def _times(self) -> dict[str, float]:
+        """Seconds so far, by the wall's clock and of this process, with those before a resume."""
+        return {name: clock() - self._since[name] for name, clock in self._clocks.items()}
 
     def _summary(self) -> str:
         history, reference = self.record["history"], self.record["reference"]
@@ -344,6 +349,7 @@ class Training:
             "versions": _versions(),
             "steps": 0,
             "seconds": 0.0,
+            "cpu_seconds": 0.0,
             "is_finished": False,
             "reference": None,
             "history": [],
@@ -367,7 +373,7 @@ class Training:
             self.agent = DDPG.resume(self.checkpoint_path, self.environment)
         else:
             self.agent.restore(self.checkpoint_path)  # type: ignore[attr-defined]
-        self.record |= {name: earlier[name] for name in ("steps", "seconds", "reference")}
+        self.record |= {name: earlier[name] for name in ("steps", "seconds", "cpu_seconds", "reference")}
         if earlier["history"] and not self.controller_path.exists():
             raise ValueError(f"{self.controller_path}, the best controller so far, is missing. Put it back, or choose another --output.")
         self.record["history"] = [entry for entry in earlier["history"] if entry["steps"] <= self.agent.num_steps_taken]

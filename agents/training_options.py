@@ -97,7 +97,7 @@ class TrainingOptions(Process):
     evaluation_interval: int = 25_000
     """Steps between evaluations; each writes a checkpoint too."""
     evaluation_trainings: int = 64
-    """Fixed trainings on which controllers are evaluated; as many others choose the reference. Rounded up to a multiple of the variants."""
+    """Fixed trainings on which controllers are evaluated; 24 others choose the reference. Rounded up to a multiple of the variants."""
     checkpoint_interval: int = 100_000
     """Steps between checkpoints."""
     tensorboard: bool = False

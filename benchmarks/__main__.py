@@ -27,7 +27,7 @@ from benchmarks.lr_bench.report import print_tables, write
 from benchmarks.lr_bench.store import Store, StoreError
 from benchmarks.lr_bench.suites import REFERENCES, SUITES, TRACKS, Suite, find_suite
 from benchmarks.statistics import paired_difference
-from benchmarks.terminal import make_console
+from benchmarks.terminal import exit_interrupted, make_console
 from lr_env.checks import positive_integer, unknown_name
 
 STORE = "results.sqlite"
@@ -85,7 +85,7 @@ def run(
     entered = [contestant.name for contestant in contestants if contestant.is_entered]
     computing = make_engine(engine, address, workers)
     with Store(folder / STORE) as store:
-        store.record_run(chosen.key, typed_command(), entered)
+        store.record_run(chosen.key, typed_command(), entered)  # before those that are taken over: the newcomer has the primary comparison
         if start_from is not None:
             store.take_over(start_from)
         store.forget(chosen.key, identities(contestants, chosen))
@@ -453,6 +453,8 @@ def main() -> None:
         app.cli(description=__doc__, prog="lr-bench")
     except (ValueError, OSError, ImportError, TypeError, StoreError) as error:
         raise SystemExit(f"lr-bench: {error}") from error
+    except KeyboardInterrupt:
+        exit_interrupted("lr-bench")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from agents.ddpg import DDPG, DDPGConfig
 from benchmarks.baselines import GRID_STARTS, RunnerCache, Tuned, polyak, random_policy, rate_limits, schedule_shapes, tune
 from benchmarks.demo_figure import draw
 from benchmarks.runner import Result
-from benchmarks.statistics import paired_difference
+from benchmarks.statistics import check_sample, paired_difference
 from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
 from lr_env.seeding import Role, role_seeds
@@ -78,6 +78,7 @@ class Baselines:
 
 def main(options: Options) -> None:
     """Runs the demo and writes its results."""
+    check_sample("trainings", options.trainings)
     torch.set_num_threads(1)  # one thread a process is fastest for networks of this size
     console = make_console()
     console.print(f"Task [bold]{TASK}[/bold]: {options.num_envs} networks (64-32-10) at once, SGD, batch 64, 100 steps each. Seed {options.seed}.")
@@ -93,29 +94,32 @@ def main(options: Options) -> None:
     console.print(render_table(table, seconds, baselines, options))
     write_results(options, table, baselines, seconds, bound, results)
     draw({name: results[name] for name in DRAWN}, options.output / "demo.png")
-    checkpoint, best_file = training_files(options)
+    checkpoint, best_file, seconds_file = training_files(options)
     checkpoint.unlink()
+    seconds_file.unlink()
     best_file.replace(options.output / "controller.safetensors")
     console.print(f"Written to {options.output}/: results.json, controller.safetensors, demo.png")
 
 
-def training_files(options: Options) -> tuple[Path, Path]:
-    """Where this seed's checkpoint and its best controller so far lie until the end: runs of other seeds may share the folder."""
-    return tuple(options.output / f"{kind}-seed{options.seed}.safetensors" for kind in ("checkpoint", "best"))  # type: ignore[return-value]
+def training_files(options: Options) -> tuple[Path, Path, Path]:
+    """Where this seed's checkpoint, its best controller and its seconds so far lie until the end: runs of other seeds may share the folder."""
+    names = "checkpoint-seed{}.safetensors", "best-seed{}.safetensors", "seconds-seed{}.json"
+    return tuple(options.output / name.format(options.seed) for name in names)  # type: ignore[return-value]
 
 
 def train(options: Options) -> tuple[BoundController, float]:
     """Trains DDPG, with a progress bar; keeps the controller that was best on the tuning trainings. Resumes a killed run."""
     environment = gym.make_vec("LearningRate-v0", num_envs=options.num_envs, task=TASK, autoreset_mode="SameStep", **DDPG_ENVIRONMENT)
     tuning = RunnerCache(TASK, role_seeds(options.seed, Role.TUNE, options.trainings))
-    checkpoint, best_file = training_files(options)
-    agent, best_score = DDPG(environment, DDPG_CONFIG, seed=options.seed), np.inf
+    checkpoint, best_file, seconds_file = training_files(options)
+    agent, best_score, before = DDPG(environment, DDPG_CONFIG, seed=options.seed), np.inf, 0.0
     if checkpoint.exists():
         agent = DDPG.resume(checkpoint, environment)
         if agent.config != DDPG_CONFIG or agent.seed != options.seed:
             raise SystemExit(f"{checkpoint} is from a run with other settings; remove it, or choose another --output.")
         best_score = float(tuning.run(lr_env.load_controller(best_file)).scores.mean())
-    start = time.perf_counter()
+        before = float(json.loads(seconds_file.read_text()))
+    start = time.perf_counter() - before
     with tqdm(total=options.steps, initial=agent.num_steps_taken, desc="Training DDPG", unit=" steps", unit_scale=True, dynamic_ncols=True) as bar:
         for target in np.linspace(0, options.steps, options.evaluations + 1)[1:].astype(int):
             if agent.num_steps_taken >= target:
@@ -125,6 +129,7 @@ def train(options: Options) -> tuple[BoundController, float]:
             if score < best_score:
                 best_score = score
                 agent.save(best_file)
+            seconds_file.write_text(json.dumps(time.perf_counter() - start))
             agent.save_checkpoint(checkpoint)
             bar.set_postfix_str(f"log10 loss {score:+.3f}, best {best_score:+.3f}")
     return lr_env.load_controller(best_file), time.perf_counter() - start

@@ -33,8 +33,8 @@ from agents.actor_critic import ActorCriticConfig, OnlineActorCritic
 from benchmarks.baselines import GRID_STARTS, Tuned, extended_search, grid, polyak, rate_limits, schedule_shapes
 from benchmarks.kept import kept
 from benchmarks.online_figure import draw
-from benchmarks.runner import Result, Runner
-from benchmarks.statistics import paired_difference
+from benchmarks.runner import Result, Runner, require_accuracy
+from benchmarks.statistics import check_sample, paired_difference
 from benchmarks.terminal import make_console, run_command
 from lr_env.controllers import BoundController
 from lr_env.episodes import Execution
@@ -118,6 +118,8 @@ class Cell:
 
 def main(options: Options) -> None:
     """Runs what the output does not hold already, and prints the table."""
+    check_sample("trainings", options.trainings)
+    require_accuracy(options.task)
     done = run_cells(options)
     rows = collect(done)
     table = summarise(rows)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.kept import kept, unfinished
+from benchmarks.memory import peak_bytes, reset_peak
 from benchmarks.terminal import make_console, run_command
 from lr_env import MDP, BoundController, ControllerLR, PolicyNetwork
 
@@ -68,7 +68,7 @@ class Result:
     controller: float
     update: float
     gradient_pass: float
-    bytes_of_memory: int
+    bytes_of_memory: int | None
     compiles: bool = False
     training_step: float | None = None
     """Forward, backward, controller and update."""
@@ -142,11 +142,11 @@ def _measure(
     for _ in range(2):
         loss = backward()
         optimizer.step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     controller = make_controller(name, optimizer, compiles)
     for _ in range(2):
         controller.step(loss)
-    memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    memory = None if before is None else peak_bytes() - before
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     rows: list[list[float]] = []
     start = time.perf_counter()
@@ -193,7 +193,7 @@ def make_table(results: Sequence[Result]) -> Table:
             f"{result.parameters:,}",
             *times,
             f"{result.passes:.1f}",
-            f"{result.bytes_of_memory / 1e6:.1f}",
+            "–" if result.bytes_of_memory is None else f"{result.bytes_of_memory / 1e6:.1f}",
             share,
         )
     return table

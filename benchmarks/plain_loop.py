@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import lr_env
+from benchmarks.runner import require_accuracy
 from benchmarks.terminal import make_console, run_command
 from lr_env import ControllerLR
 from lr_env.seeding import Role, preserved_global_generators, role_seeds
@@ -85,6 +86,7 @@ def main(options: Options) -> None:
     task = make_task(options.task)
     if not isinstance(task, Task) or not isinstance(task.data, Data):
         raise SystemExit(f"{options.task} is no task with a data set. Name one.")
+    require_accuracy(options.task)
     settings = [
         (rate, controlled, seed)
         for rate in options.rates

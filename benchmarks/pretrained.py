@@ -32,7 +32,7 @@ from benchmarks.lr_bench.report import write
 from benchmarks.lr_bench.store import Store
 from benchmarks.lr_bench.suites import Suite, SuiteTask
 from benchmarks.lr_bench.summary import POLYAK, POOL, RIVAL, SHARED, Summary, TaskEntry
-from benchmarks.statistics import Interval, paired_difference
+from benchmarks.statistics import Interval, check_sample, paired_difference
 from benchmarks.terminal import make_console, run_command
 from lr_env import pretrained
 from lr_env.controllers import BoundController
@@ -172,6 +172,7 @@ def contestants(suite: Suite, folder: Path) -> list[Contestant]:
 
 def main(options: Options) -> None:
     """Runs what the output does not hold already, prints the tables and what they say."""
+    check_sample("seeds", options.seeds)
     suite = chosen_suite(options)
     suite.check_data()
     console = make_console()
@@ -291,8 +292,8 @@ def verdicts(summary: Summary, table: Sequence[Mapping[str, Any]], track: str) -
     """In words, what is asked of the controllers, and whether it holds."""
     sentences = []
 
-    def say(what: str, holds: bool, numbers: str) -> None:
-        sentences.append(f"{track}: {what}: {'met' if holds else 'missed'} ({numbers}).")
+    def say(what: str, holds: bool | None, numbers: str) -> None:
+        sentences.append(f"{track}: {what}: {'undecided' if holds is None else 'met' if holds else 'missed'} ({numbers}).")
 
     for rival in SHARED:
         below = [row for row in table if row["against"][rival][0] < 0]
@@ -301,7 +302,7 @@ def verdicts(summary: Summary, table: Sequence[Mapping[str, Any]], track: str) -
     comparisons = {row.second: row for row in summary.comparisons if row.track == track and row.first == NAME}
     ratio = comparisons[RIVAL].ratio
     numbers = f"{ratio.estimate:+.1f} % [{ratio.low:+.1f}, {ratio.high:+.1f}] over {comparisons[RIVAL].tasks} tasks"
-    say("loss not above the schedule tuned per task, mean over tasks", ratio.low <= 0, numbers)
+    say("loss not above the schedule tuned per task, mean over tasks", None if ratio.low <= 0 < ratio.high else ratio.high <= 0, numbers)
     ratio = comparisons[POLYAK].ratio
     say("loss below SPS, mean over tasks", ratio.high < 0, f"{ratio.estimate:+.1f} % [{ratio.low:+.1f}, {ratio.high:+.1f}]")
     worse = [row["task"] for row in table if row["metric"] and row["metric"]["is_worse"]]

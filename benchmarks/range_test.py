@@ -28,7 +28,7 @@ from lr_env.seeding import Role, role_seeds
 
 CENTRES = Path(suites.__file__).with_name("centres.json")
 TRAININGS = 4
-"""Over whose rates the median is taken; of those that rivals are tuned on."""
+"""Over whose rates the median is taken; none of those that are reported."""
 LONGEST = 200
 """SGD steps of a test; fewer on tasks with a shorter horizon."""
 SMOOTHING = 0.05

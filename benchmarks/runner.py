@@ -14,7 +14,8 @@ from lr_env.episodes import Episodes, Execution, Outcome
 from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
 from lr_env.seeding import Streams
-from lr_env.tasks import Task, TaskFamily
+from lr_env.tasks import Task, TaskFamily, as_family, make_task
+from lr_env.tasks.task import ACCURACY
 from lr_env.training import Evaluation
 
 DIVERGENCE_PENALTY = 1.0
@@ -31,9 +32,10 @@ class Result:
         diverged: ``(N,)``.
         test_losses: Loss over the test split, ``(N,)``; not a number where it was not evaluated.
         test_metrics: The task's metric over the test split, ``(N,)``, or None.
-        losses: Minibatch losses before each SGD decision and after the last, ``(T + 1, N)``; after a divergence, not a number.
+        losses: Minibatch losses before each decision and after the last, ``(T + 1, N)``; after a divergence, not a number.
         rates: Rates applied, ``(T, N)``; after a divergence, not a number.
         extra_forward_passes: Of a controller that looks at more than observations, see :class:`agents.rules.AttachedRule`, ``(N,)``; else None.
+        steps_per_action: SGD steps of a decision, but for the last one.
     """
 
     scores: np.ndarray
@@ -43,6 +45,7 @@ class Result:
     losses: np.ndarray
     rates: np.ndarray
     extra_forward_passes: np.ndarray | None = None
+    steps_per_action: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Runner:
         scores = self._scores(final)
         if diverged.any():
             scores[diverged] = self._initial()[diverged] + DIVERGENCE_PENALTY
-        return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates), passes)
+        return Result(scores, diverged, test.losses, test.metrics, np.array(losses), np.array(rates), passes, self.mdp.steps_per_action)
 
     def _begin(self) -> Outcome:
         """All trainings at their start."""
@@ -168,8 +171,12 @@ def run(bound: BoundController, task: str | Task | TaskFamily, seeds: Sequence[i
     return Runner(task, bound.mdp, seeds, horizon).run(bound.controller)
 
 
-def compare(
-    controllers: dict[str, BoundController], task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None
-) -> dict[str, Result]:
-    """Runs several controllers on the same trainings: same weights, same data order."""
-    return {name: run(bound, task, seeds, horizon) for name, bound in controllers.items()}
+def require_accuracy(name: str) -> None:
+    """Finds before the work that a benchmark which speaks of classes has a task without any.
+
+    Raises:
+        ValueError: If the metric of the task is another than accuracy.
+    """
+    metric = as_family(make_task(name)).variants[0].metric
+    if metric is not ACCURACY:
+        raise ValueError(f"task must be one whose metric is accuracy, but that of {name!r} is {metric.name if metric else 'none'}: name another one.")

@@ -8,7 +8,6 @@ Stable-Baselines3's. What is finished is kept in the output folder: a killed run
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -67,10 +66,10 @@ def main(options: Options) -> None:
 
 def run_algorithm(algorithm: Algorithm, seed: int, report: RunnerCache, options: Options) -> dict[str, Any]:
     """Trains, or goes on, as ``lr-train --resume`` does; scores ``(N,)`` on the reported trainings, and times."""
-    folder, cpu = options.output / f"{algorithm}-seed{seed}", time.process_time()
+    folder = options.output / f"{algorithm}-seed{seed}"
     training = Training(TrainingOptions(algorithm=algorithm, task=TASK, seed=seed, steps=options.steps, output=folder, resume=True))
     training.run()
-    times = {"steps": training.agent.num_steps_taken, "seconds": training.record["seconds"], "cpu_seconds": time.process_time() - cpu}
+    times = {"steps": training.agent.num_steps_taken, "seconds": training.record["seconds"], "cpu_seconds": training.record["cpu_seconds"]}
     result = report.run(load_controller(training.controller_path))
     training.checkpoint_path.unlink()
     return {"algorithm": algorithm, "seed": seed, "scores": result.scores.tolist(), "diverged": float(result.diverged.mean())} | times

@@ -195,9 +195,16 @@ def mean(scores: np.ndarray) -> np.ndarray:
     return np.asarray(np.mean(scores, axis=(-2, -1)))
 
 
-def worst_task(scores: np.ndarray) -> np.ndarray:
-    """The lowest mean of a task, ``(…, tasks, seeds)`` to ``(…)``; the lowest of noisy means is biased downwards, and its interval likewise."""
-    return np.asarray(np.mean(scores, axis=-1).min(-1))
+def check_sample(name: str, count: int) -> int:
+    """The number of trainings, if there are enough for intervals.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is below 2.
+    """
+    if positive_integer(name, count) < 2:
+        raise ValueError(f"{name} must be at least 2, so that there are intervals, but {count} was given.")
+    return count
 
 
 def stratified_bootstrap(

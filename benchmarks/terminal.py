@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -34,6 +34,14 @@ def run_command(main: Callable[[Options], None], options: type[Options], descrip
         main(given)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from error
+    except KeyboardInterrupt:
+        exit_interrupted(Path(sys.argv[0]).stem)
+
+
+def exit_interrupted(program: str) -> NoReturn:
+    """Ends the process after Ctrl-C, with the usual status and without a traceback."""
+    print(f"{program}: interrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
+    raise SystemExit(130)
 
 
 def check_output(output: Path, is_file: bool) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import lr_env
+from benchmarks.memory import peak_bytes, reset_peak
 from benchmarks.throughput_dacbench import make_dacbench_env
 from lr_env.mdp import FEATURE_SETS
 from lr_env.seeding import Streams
@@ -342,20 +342,19 @@ def peak_bytes_per_member(name: TaskName, row: Row) -> float | None:
         torch.cuda.reset_peak_memory_stats()
         _few_steps(name, row)
         return (torch.cuda.max_memory_allocated() - before) / row.members
-    if not Path("/proc/self/clear_refs").exists():
-        return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-        return child.submit(_peak_growth, name, row).result() / row.members
+        growth = child.submit(_peak_growth, name, row).result()
+    return None if growth is None else growth / row.members
 
 
-def _peak_growth(name: TaskName, row: Row) -> int:
+def _peak_growth(name: TaskName, row: Row) -> int | None:
     torch.set_num_threads(1)
     make_task(name)
-    # A peak reached by imports would hide what follows, and ru_maxrss, which a child inherits from its parent, cannot be reset.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_bytes()
+    before = reset_peak()
+    if before is None:
+        return None
     training = _few_steps(name, row)
-    growth = _peak_bytes() - before
+    growth = peak_bytes() - before
     training.close()
     return growth
 
@@ -365,11 +364,6 @@ def _few_steps(name: TaskName, row: Row) -> Training:
     for _ in range(MEMORY_STEPS):
         training.env.step(np.zeros((row.members, 1), np.float32))
     return training
-
-
-def _peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _examples(task: lr_env.Task) -> tuple[Tensor, Tensor]:

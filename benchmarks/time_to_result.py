@@ -102,7 +102,11 @@ def main(options: Options) -> None:
     """Makes all runs and prints the table; runs that ``output`` holds already are not repeated."""
     torch.set_num_threads(1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    runs = [Run(**row) for row in json.loads(options.output.read_text())] if options.output.exists() else []
+    settings = {"steps": options.steps, "interval": options.interval, "trainings": options.trainings}
+    found: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"settings": settings, "runs": []}
+    if found["settings"] != settings:
+        raise SystemExit(f"{options.output} is from a run with {found['settings']}, not {settings}. Remove it, or choose another --output.")
+    runs = [Run(**row) for row in found["runs"]]
     done = {(run.algorithm, run.compiled, run.seed) for run in runs}
     jobs = [(name, compiled, seed) for seed in options.seeds for name in TRAINERS for compiled in (False, True)]
     caches: dict[int, tuple[RunnerCache, tuple[float, float]]] = {}
@@ -110,7 +114,7 @@ def main(options: Options) -> None:
         if seed not in caches:
             caches[seed] = make_bars(seed, options.trainings)
         runs.append(TRAINERS[name](compiled, seed, *caches[seed], options))
-        options.output.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+        options.output.write_text(json.dumps({"settings": settings, "runs": [asdict(run) for run in runs]}, indent=1) + "\n")
     make_console().print(make_table(runs))
 
 

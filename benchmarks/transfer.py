@@ -17,8 +17,6 @@ prints the tables and writes them as ``tables.md``. After a change of the code c
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -40,7 +38,8 @@ from tqdm import tqdm
 from benchmarks.baselines import GRID_STARTS, GRID_STEP, RunnerCache, extended_search, grid, polyak, rate_limits, schedule_shapes
 from benchmarks.lr_bench.report.tables import Column as ReadmeColumn
 from benchmarks.lr_bench.report.tables import Table as ReadmeTable
-from benchmarks.statistics import Difference, paired_difference
+from benchmarks.memory import release_memory
+from benchmarks.statistics import Difference, check_sample, paired_difference
 from benchmarks.terminal import make_console, run_command
 from lr_env import __version__
 from lr_env.checks import positive_integer, unknown_name
@@ -203,8 +202,7 @@ class Transfer:
         for name in ("examples", "tuning_trainings", "costly_tuning_trainings"):
             positive_integer(name, getattr(options, name))
         for name in ("trainings", "costly_trainings"):
-            if positive_integer(name, getattr(options, name)) < 2:
-                raise ValueError(f"{name} must be at least 2, so that there are intervals, but {getattr(options, name)} was given.")
+            check_sample(name, getattr(options, name))
         check_seed(options.seed)
         self.options = options
         self._limits = rate_limits(options.optimizer)
@@ -529,19 +527,13 @@ def _run(runners: Sequence[RunnerCache], bound: BoundController) -> dict[str, An
     results = []
     for runner in runners:
         results.append(runner.run(bound))
-        _release_memory()
+        release_memory()
     metrics: list[float | None] | None = None
     if all(result.test_metrics is not None for result in results):
         values = np.concatenate([result.test_metrics for result in results if result.test_metrics is not None]).tolist()
         metrics = [value if math.isfinite(value) else None for value in values]
     scores, diverged = (np.concatenate([getattr(result, name) for result in results]).tolist() for name in ("scores", "diverged"))
     return {"scores": scores, "diverged": diverged, "metrics": metrics}
-
-
-def _release_memory() -> None:
-    """Hands what is free back to the system: glibc would keep it, a gigabyte after the first evaluation of a transformer."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _means(report: Mapping[str, Any]) -> dict[str, Any]:

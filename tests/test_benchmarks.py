@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from agents.schedules import constant
+from benchmarks import time_to_result
 from benchmarks.baselines import extended_search, grid
-from benchmarks.runner import compare, run
+from benchmarks.lr_bench.engine import LocalEngine
+from benchmarks.memory import peak_bytes, reset_peak
+from benchmarks.runner import require_accuracy, run
+from benchmarks.statistics import check_sample
 from benchmarks.terminal import check_output, run_command
 from benchmarks.time_to_result import Run, Watch, make_table
 from lr_env import MDP, BoundController, LearningRateEnv
@@ -43,10 +47,8 @@ def test_diverged_training_scores_initial_loss_plus_one() -> None:
             self.calls += 1
             return np.array([[1e6 if self.calls == 3 else 0.1], [0.1]]), state
 
-    results = compare(
-        {"explode": BoundController(ExplodeFirst(), MDP(action="rate")), "steady": constant(0.1).bind()}, "digits-mlp", [0, 1], horizon=10
-    )
-    exploded, steady = results["explode"], results["steady"]
+    bounds = BoundController(ExplodeFirst(), MDP(action="rate")), constant(0.1).bind()
+    exploded, steady = (run(bound, "digits-mlp", [0, 1], horizon=10) for bound in bounds)
     np.testing.assert_array_equal(exploded.diverged, [True, False])
     untrained = run(constant(1e-12).bind(), "digits-mlp", [0, 1], horizon=1)
     assert exploded.scores[0] == pytest.approx(untrained.scores[0] + 1, abs=1e-4)
@@ -75,6 +77,46 @@ def test_what_can_t_be_written_is_found_before_the_work(tmp_path: Path, monkeypa
     run("--output", str(tmp_path / "new" / "numbers.json"))
     check_output(tmp_path / "new" / "folder", is_file=False)
     assert worked == [tmp_path / "new" / "numbers.json"]
+
+
+def test_ctrl_c_ends_a_command_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        output: Path = Path("results")
+
+    def interrupt(options: Options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["numbers"])
+    with pytest.raises(SystemExit, match="130"):
+        run_command(interrupt, Options, None)
+    assert capsys.readouterr().err == "numbers: interrupted. What is finished is kept: the same command goes on.\n"
+
+
+def test_what_would_mean_nothing_is_refused_before_the_work() -> None:
+    with pytest.raises(ValueError, match="that of 'diabetes-mlp' is R²"):
+        require_accuracy("diabetes-mlp")
+    with pytest.raises(ValueError, match="that of 'rosenbrock' is none"):
+        require_accuracy("rosenbrock")
+    with pytest.raises(ValueError, match="trainings must be at least 2"):
+        check_sample("trainings", 1)
+    with pytest.raises(ValueError, match="workers must be an integer >= 1"):
+        LocalEngine(0)
+
+
+def test_time_to_result_is_kept_for_its_options(tmp_path: Path) -> None:
+    output = tmp_path / "runs.json"
+    output.write_text('{"settings": {"steps": 1, "interval": 1, "trainings": 2}, "runs": []}')
+    with pytest.raises(SystemExit, match=r"is from a run with .*'steps': 1.*Remove it"):
+        time_to_result.main(time_to_result.Options(output=output))
+
+
+def test_the_peak_of_memory_is_of_what_follows() -> None:
+    before = reset_peak()
+    if before is None:
+        pytest.skip("Only Linux tells.")
+    np.ones(8_000_000)
+    assert peak_bytes() - before > 50e6
 
 
 def test_search_extends_a_grid_whose_edge_wins() -> None:

@@ -1122,7 +1122,8 @@ def test_options_of_an_optimizer_may_be_lists() -> None:
 
 def test_a_copy_s_draws_are_not_the_user_s() -> None:
     optimizer = NoisySGD([nn.Parameter(torch.ones(2))], lr=0.1)
-    controller = ControllerLR(optimizer, bind(MDP()), total_steps=10)
+    with pytest.warns(UserWarning, match="takes the step of a copy"):
+        controller = ControllerLR(optimizer, bind(MDP()), total_steps=10)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
     before = torch.get_rng_state()
     controller.step(1.0)

@@ -29,7 +29,6 @@ from benchmarks.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
     tuning_equivalents,
-    worst_task,
 )
 
 
@@ -74,10 +73,9 @@ def test_aggregates_by_hand() -> None:
     scores = np.array([[7.0, 0, 5, 2], [3, 6, 1, 4]])
     assert interquartile_mean(scores) == (2 + 3 + 4 + 5) / 4  # 8 values: 2 cut at each end
     assert interquartile_mean(np.array([[0.0, 1, 2], [3, 4, 100]])) == (1 + 2 + 3 + 4) / 4  # 6 values: ⌊6/4⌋ = 1
-    assert mean(scores) == worst_task(scores) == 3.5
-    assert worst_task(np.array([[5.0, 1], [2, 2]])) == 2
+    assert mean(scores) == 3.5
     stacked = np.stack([scores, 2 * scores])
-    for statistic in (interquartile_mean, mean, worst_task):
+    for statistic in (interquartile_mean, mean):
         np.testing.assert_array_equal(statistic(stacked), [statistic(scores), statistic(2 * scores)])
 
 

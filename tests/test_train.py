@@ -88,6 +88,7 @@ def test_trains_and_resumes_exactly_after_a_kill(algorithm: str, tmp_path: Path)
         KilledTraining(options(tmp_path / "killed", algorithm)).run()
     torch.manual_seed(99)
     np.random.seed(99)
+    before = (tmp_path / "killed" / "training.json").read_text()
     resumed = Training(options(tmp_path / "killed", algorithm, resume=True))
     assert 0 < resumed.agent.num_steps_taken < 400
     resumed.run()
@@ -96,6 +97,7 @@ def test_trains_and_resumes_exactly_after_a_kill(algorithm: str, tmp_path: Path)
     assert [(entry["steps"], entry["score"]) for entry in actual["history"]] == [(entry["steps"], entry["score"]) for entry in expected["history"]]
     assert len(actual["history"]) >= 2
     assert actual["trainings"] == expected["trainings"]
+    assert all(actual[name] > json.loads(before)[name] > 0 for name in ("seconds", "cpu_seconds"))
     last = [training.agent.bind().controller for training in (whole, resumed)]
     assert isinstance(last[0], torch.nn.Module) and isinstance(last[1], torch.nn.Module)
     for first, second in zip(last[0].parameters(), last[1].parameters(), strict=True):
@@ -259,6 +261,7 @@ def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_
         ({"action": '{"kind": "residual", '}, "action must be JSON"),
         ({"optimizer": "sgdd"}, "Unknown optimizer 'sgdd'"),
         ({"loss_floor": -1.0}, "loss_floor"),
+        ({"loss_floor": 0.1, "reward": "loss"}, "The reward 'loss' has no loss_floor, but 0.1 was given"),
         ({"hyperparameters": ("n_step=3",)}, "Unknown hyperparameter of ppo 'n_step'. Did you mean 'n_steps'"),
         ({"hyperparameters": ("n_steps",)}, "given as name=value"),
         ({"hyperparameters": ("discount=2",), "algorithm": "ddpg"}, "discount is out of range"),
@@ -302,6 +305,9 @@ def test_another_training_is_neither_overwritten_nor_resumed(tmp_path: Path) -> 
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="damaged"):
         Training(options(tmp_path, resume=True))
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"training\.json is of a training before, which would be lost"):
+        Training(options(tmp_path))
 
 
 def test_wrong_command_lines_exit_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

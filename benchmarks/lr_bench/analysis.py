@@ -60,7 +60,6 @@ from benchmarks.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
     tuning_equivalents,
-    worst_task,
 )
 
 OPPONENTS = (RIVAL, POLYAK_RIVAL, HINDSIGHT, POLYAK, *SHARED, DEFAULT)
@@ -420,27 +419,26 @@ def _entries(track: _Track, references: Mapping[tuple[str, str], TaskReferences]
         )
 
 
-def steps_to_target(losses: np.ndarray, target: float, horizon: int) -> np.ndarray:
+def steps_to_target(losses: np.ndarray, target: float, horizon: int, steps_per_action: int = 1) -> np.ndarray:
     """SGD steps after which the mean of the last minibatch losses, a twentieth of the horizon, is first below a target, ``(S,)``; infinite if never.
 
     Args:
-        losses: Before each SGD step and after the last, ``(T + 1, S)``; after a divergence, not a number.
+        losses: Before each decision and after the last, ``(T + 1, S)``; after a divergence, not a number.
         target: A loss.
         horizon: SGD steps of a whole training.
+        steps_per_action: SGD steps of a decision.
     """
-    window = max(horizon // TARGET_WINDOWS, 1)
+    window = max(horizon // TARGET_WINDOWS // steps_per_action, 1)
     if len(losses) < window:
         return np.full(losses.shape[1], np.inf)
     below = np.lib.stride_tricks.sliding_window_view(losses, window, axis=0).mean(-1, dtype=np.float64) < target
-    return np.where(below.any(0), below.argmax(0) + window - 1, np.inf)
+    return np.where(below.any(0), np.minimum((below.argmax(0) + window - 1) * steps_per_action, horizon), np.inf)
 
 
 def _median_steps_to_target(runs: _Runs, target: float, horizon: int) -> float | None:
     """Over trainings; None where curves were not kept."""
-    curves = [result.losses for result in runs.results if result.losses is not None]
-    if len(curves) < len(runs.results):
-        return None
-    return float(np.median(np.concatenate([steps_to_target(losses, target, horizon) for losses in curves])))
+    found = [steps_to_target(each.losses, target, horizon, each.steps_per_action) for each in runs.results if each.losses is not None]
+    return float(np.median(np.concatenate(found))) if len(found) == len(runs.results) else None
 
 
 def _paired(differences: np.ndarray) -> Interval:
@@ -509,8 +507,8 @@ def _standings(track: _Track, references: Mapping[tuple[str, str], TaskReference
         if own and set(own) <= set(finished):
             scores = [_normalised(track.runs[task][contestant], references[track.name, task]).clip(LOWEST_SCORE, HIGHEST_SCORE) for task in own]
             (interquartile, basis), (average, _) = _interval(scores, interquartile_mean), _interval(scores, mean)
-            worst = stratified_bootstrap([each.mean(0) for each in scores], worst_task)
-            lowest = own[int(np.argmin([each.mean() for each in scores]))]
+            means = [float(each.mean()) for each in scores]
+            worst, lowest = min(means), own[int(np.argmin(means))]
         shared = track.tasks_of(contestant, tasks=with_rival)
         comparable = contestant != RIVAL and bool(shared) and set(shared) <= set(finished)
         rows.append(
@@ -691,9 +689,10 @@ def _curves(track: _Track, entered: Sequence[str]) -> Iterator[Curve]:
                 continue
             losses = joined([result.losses for result in runs.results if result.losses is not None])
             rates = joined([result.rates for result in runs.results if result.rates is not None])
-            steps = np.unique(np.linspace(0, len(rates) - 1, CURVE_POINTS).astype(int))
+            rows = np.unique(np.linspace(0, len(rates) - 1, CURVE_POINTS).astype(int))
+            steps = rows * runs.results[0].steps_per_action
             smooth = _smoothed(losses, max(len(rates) // 50, 1))
-            yield Curve(track.name, task.name, contestant, tuple(map(int, steps)), _quartiles(smooth[steps]), _quartiles(rates[steps]))
+            yield Curve(track.name, task.name, contestant, tuple(map(int, steps)), _quartiles(smooth[rows]), _quartiles(rates[rows]))
 
 
 def _smoothed(losses: np.ndarray, window: int) -> np.ndarray:

@@ -7,7 +7,6 @@ cell gives does not depend on its neighbours: minibatch losses and rates bit for
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -30,11 +28,12 @@ from benchmarks.lr_bench.contestants import GREEDY, RATE_FREE, Contestant, Contr
 from benchmarks.lr_bench.records import Cell, CellResult, CellRole, Point, joined
 from benchmarks.lr_bench.store import Store, StoreError
 from benchmarks.lr_bench.suites import Suite, SuiteTask
+from benchmarks.memory import release_memory
 from benchmarks.runner import Result, Runner
+from lr_env.checks import positive_integer
 from lr_env.controllers import BoundController, Controller, OnlineController
 from lr_env.seeding import Role, role_seeds
 
-ROLES: dict[CellRole, Role] = {"tune": Role.TUNE, "report": Role.REPORT}
 POLL = 0.5
 """Seconds between looks at what another process computes."""
 ATTEMPTS = 3
@@ -93,7 +92,7 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int = 1) -> None:
-        self.slots = workers
+        self.slots = positive_integer("workers", workers)
         self._pool: Executor | None = None
 
     def submit(self, work: Work) -> Future[list[CellResult]]:
@@ -160,7 +159,7 @@ def _train(work: Work) -> list[CellResult]:
         runner = Runner(task.family(), mdp, members, task.horizon, work.examples, first.role == "report", execution(mdp))
         results.append(runner.run(_together(bounds, len(seeds))))
         del runner
-        _release_memory()
+        release_memory()
     seconds = (time.process_time() - start) / len(work.cells)
     return [_part(results, index, len(work.cells), seconds) for index in range(len(work.cells))]
 
@@ -188,13 +187,7 @@ def _part(results: Sequence[Result], index: int, count: int, seconds: float) -> 
     metrics = None if results[0].test_metrics is None else take("test_metrics")
     passes = None if results[0].extra_forward_passes is None else take("extra_forward_passes")
     own = take("scores"), take("diverged"), take("test_losses"), metrics, losses[: steps + 1], rates[:steps], seconds
-    return CellResult(*own, extra_forward_passes=passes)
-
-
-def _release_memory() -> None:
-    """Hands what is free back to the system: glibc would keep it, a gigabyte after the first evaluation of a transformer."""
-    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
-        ctypes.CDLL(None).malloc_trim(0)
+    return CellResult(*own, extra_forward_passes=passes, steps_per_action=results[0].steps_per_action)
 
 
 def cell_cost(task: SuiteTask, cell: Cell) -> float:

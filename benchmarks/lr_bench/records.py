@@ -75,6 +75,7 @@ class CellResult:
         seconds: Of one core, for all trainings of the cell.
         error: What went wrong, where nothing came out; then arrays are empty.
         extra_forward_passes: Beyond those of the trainings themselves, see :class:`benchmarks.runner.Result`, ``(S,)``; None where there are none.
+        steps_per_action: SGD steps of a decision, but for the last one.
     """
 
     scores: np.ndarray
@@ -86,6 +87,7 @@ class CellResult:
     seconds: float
     error: str | None = None
     extra_forward_passes: np.ndarray | None = None
+    steps_per_action: int = 1
 
 
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -439,6 +439,7 @@ def _unpack(content: bytes) -> CellResult:
         values: dict[str, Any] = {field.name: file.get(field.name) for field in fields(CellResult)}
     for name in ("seconds", "error"):
         values[name] = None if values[name] is None else values[name].item()
+    values["steps_per_action"] = 1 if values["steps_per_action"] is None else int(values["steps_per_action"])  # older results lack it
     return CellResult(**values)
 
 

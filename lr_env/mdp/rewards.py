@@ -57,6 +57,8 @@ class Reward:
             positive_integer("The reward's subset_size", self.subset_size)
         if not 0 <= number("The reward's loss_floor", self.loss_floor) < math.inf:
             raise ValueError(f"The reward's loss_floor must be a finite number >= 0, but {self.loss_floor!r} was given.")
+        if self.loss_floor and self.kind == "loss":
+            raise ValueError(f"The reward 'loss' has no loss_floor, but {self.loss_floor!r} was given: leave it out, or use 'log_loss'.")
         if not 1 < number("The reward's divergence", self.divergence) < math.inf:
             raise ValueError(f"The reward's divergence must be a finite number > 1, but {self.divergence!r} was given.")
 

@@ -427,7 +427,10 @@ class LoopSignals:
             ValueError: If parameters were added to the optimizer.
         """
         loss = loss.to(self.device)
-        if self.prepare(ratios):
+        is_ready = self.prepare(ratios)
+        if not self._names:  # the loss is all
+            signals = loss.double().expand(1, self.num_groups).unsqueeze(2).clone()
+        elif is_ready:
             assert self.kernel is not None
             signals = self._of_products(loss, self.kernel())
         else:

@@ -179,7 +179,7 @@ def leaderboard(summary: Summary, track: str) -> Table:
         Column("Contestant"),
         Column("IQM of S", _scores),
         Column("Mean S", _estimate, key=False),
-        Column("Worst task", _scores),
+        Column("Worst task", _two_digits),
         Column("On", key=False),
         Column(f"Loss against {RIVAL}", _percents),
         Column("P(better)", _shares, key=False),
@@ -215,7 +215,7 @@ def leaderboard(summary: Summary, track: str) -> Table:
     )
     note = (
         f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}; clipped to [−1, 3]; over {scored} tasks where the two differ enough. "
-        f"95 % intervals: of the interquartile mean on {of_scores}; of the worst task, which is biased downwards, on these tasks; of the loss on "
+        f"95 % intervals: of the interquartile mean on {of_scores}; of the loss on "
         f"{of_losses}; of P(better), the chance to end lower than the rival, which the page and the CSV have, on {of_chances}. "
         f"Contestants with missing cells have no aggregates.{few}{_untouched(standings)}"
     )
