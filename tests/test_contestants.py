@@ -75,7 +75,7 @@ def test_code_enters_by_path(code: Path) -> None:
     [(name, contestant)] = entered([f"{code}:Mine"]).items()
     assert (name, contestant.tracks) == ("Mine", ("momentum", "adamw"))
     bound = contestant.make("adamw", TASK, (1,), {})
-    assert (bound.mdp.optimizer, bound.mdp.features) == ("adamw", ["loss_trend"])
+    assert (bound.mdp.optimizer, bound.mdp.features) == ("adamw", ("loss_trend",))
     assert contestant.make("adamw", TASK, (1,), {}).controller is not bound.controller
 
 
