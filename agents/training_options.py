@@ -206,6 +206,11 @@ def find_task(options: TrainingOptions) -> TaskFamily:
     if options.task is not None and options.family is not None:
         raise ValueError(f"Either task or family can be given, but task={options.task!r} and family={options.family!r} were. Leave one out.")
     if options.family is not None:
+        if options.family.endswith(".json"):
+            raise ValueError(
+                f"A family is a name or JSON itself, but {options.family!r} was given. Of a file give what it holds: "
+                f'--family "$(cat {options.family})".'
+            )
         given = _name_or_mapping("family", options.family)
         if isinstance(given, str) and not isinstance(make_task(given), TaskFamily):
             raise ValueError(f"{given!r} is a single task. Pass --task {given}.")

@@ -22,8 +22,8 @@ from agents.schedules import (
     warmup_cosine,
     warmup_stable_decay,
 )
-from benchmarks.runner import Result, Runner, decide
-from lr_env.controllers import BoundController, Controller
+from benchmarks.runner import Result, Runner
+from lr_env.controllers import BoundController, Controller, decide
 from lr_env.mdp import MDP
 from lr_env.tasks import Task, TaskFamily
 from lr_env.training import make_optimizer

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from agents.actor_critic import knows_same_state, same_states
-from lr_env.controllers import BoundController, Controller, OnlineController
+from lr_env.controllers import BoundController, Controller, OnlineController, decide
 from lr_env.episodes import Episodes, Execution, Outcome
 from lr_env.groups import make_episodes
 from lr_env.mdp import MDP
@@ -150,25 +149,25 @@ class Runner:
         return scores
 
 
-def decide(
-    controller: Controller, observations: np.ndarray, state: Any, starts: np.ndarray | None, deterministic: bool = True
-) -> tuple[np.ndarray, Any]:
-    """What a controller of anybody's gives.
-
-    Raises:
-        TypeError: If it is not a pair.
-    """
-    decision: Any = controller.predict(observations, state, starts, deterministic=deterministic)
-    if not (isinstance(decision, tuple) and len(decision) == 2):
-        name = type(controller).__name__
-        raise TypeError(f"{name}.predict must return a pair (actions, state), with None for a state where there is none, but gave {decision!r}.")
-    actions, state = decision
-    return actions, state
-
-
 def run(bound: BoundController, task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None) -> Result:
     """Runs one controller on one training per seed; see :class:`Runner`."""
     return Runner(task, bound.mdp, seeds, horizon).run(bound.controller)
+
+
+def compare(
+    controllers: dict[str, BoundController], task: str | Task | TaskFamily, seeds: Sequence[int], horizon: int | None = None
+) -> dict[str, Result]:
+    """Runs several controllers on the same trainings: same weights, same data order.
+
+    Raises:
+        TypeError: If a controller has no decision process.
+    """
+    for name, bound in controllers.items():
+        if not isinstance(bound, BoundController):
+            raise TypeError(
+                f"Controllers need their decision process, but {bound!r} was given for {name!r}: bind it, BoundController(controller, mdp)."
+            )
+    return {name: run(bound, task, seeds, horizon) for name, bound in controllers.items()}
 
 
 def require_accuracy(name: str) -> None:

@@ -98,10 +98,35 @@ class BoundController:
     Attributes:
         controller: Decides the rate.
         mdp: What it observes and what its actions do.
+
+    Raises:
+        TypeError: If one of them is something else.
     """
 
     controller: Controller
     mdp: MDP
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.controller, "predict", None)) or not isinstance(self.mdp, MDP):
+            raise TypeError(
+                f"BoundController(controller, mdp) needs an object with predict() and an MDP, but {self.controller!r} and {self.mdp!r} were given."
+            )
+
+
+def decide(
+    controller: Controller, observations: np.ndarray, state: Any, starts: np.ndarray | None, deterministic: bool = True
+) -> tuple[np.ndarray, Any]:
+    """What a controller of anybody's gives.
+
+    Raises:
+        TypeError: If it is not a pair.
+    """
+    decision: Any = controller.predict(observations, state, episode_start=starts, deterministic=deterministic)
+    if not (isinstance(decision, tuple) and len(decision) == 2):
+        name = type(controller).__name__
+        raise TypeError(f"{name}.predict must return a pair (actions, state), with None for a state where there is none, but gave {decision!r}.")
+    actions, state = decision
+    return actions, state
 
 
 class PolicyNetwork(nn.Module):

@@ -259,7 +259,10 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         """
         if self._state != "running":
             raise ResetNeeded(f"The episode is {self._state}: call reset() before step().")
-        actions = self.episodes.parse_actions(np.asarray(action)[None])
+        given = np.asarray(action)
+        if given.dtype.kind in "fiub" and given.shape != self.action_space.shape:
+            raise ValueError(f"Actions of shape {self.action_space.shape} are expected, but {given.shape} was given: {action!r}.")
+        actions = self.episodes.parse_actions(given[None])
         outcome = self.episodes.step(actions)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         if terminated or truncated:

@@ -51,6 +51,8 @@ class Execution:
 
     def __post_init__(self) -> None:
         positive_integer("num_threads", self.num_threads)
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"compile must be True or False, but {self.compile!r} was given.")
 
 
 @dataclass

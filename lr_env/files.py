@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 METADATA_KEY = "lr_env"
@@ -40,7 +40,7 @@ def write_file(path: str | os.PathLike[str], kind: str, metadata: Mapping[str, A
     header = _as_json(fields | {"sha256": _checksum(fields, stored)})
     beside = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        save_file(stored, beside, metadata={METADATA_KEY: header})
+        beside.write_bytes(save(stored, metadata={METADATA_KEY: header}))  # save_file() would hide it from other users
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

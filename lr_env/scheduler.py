@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lr_env.checks import positive_integer
-from lr_env.controllers import BoundController, OnlineController, PolicyNetwork, load_controller
+from lr_env.controllers import BoundController, OnlineController, PolicyNetwork, decide, load_controller
 from lr_env.isolation import full_precision
 from lr_env.loop_decision import LoopDecision, Outcome, can_decide
 from lr_env.mdp import MDP, DecisionProcess
@@ -215,6 +215,11 @@ class ControllerLR(LRScheduler):
             return
         if "momentum_decades" in self._record:
             self._see_momentum()
+        if self._process.needs and not self._has_gradients():
+            self._warn_once(
+                "ControllerLR.step() was called where no parameter has a gradient: call controller.step(loss) between loss.backward() and "
+                "optimizer.step(), before zero_grad()."
+            )
         if not self._decides_at_once(losses):
             with full_precision(self._signals.device.type), torch.no_grad():
                 self._measure_and_decide(losses)
@@ -272,7 +277,11 @@ class ControllerLR(LRScheduler):
                 f"The state does not fit: it holds {given}, but {shapes} are needed. Give the controller and model that it was saved with."
             )
         if state_dict["total_steps"] != self.total_steps:
-            raise ValueError(f"The state is one of total_steps={state_dict['total_steps']}, but total_steps={self.total_steps} was given.")
+            raise ValueError(
+                f"The state is one of total_steps={state_dict['total_steps']}, but total_steps={self.total_steps} was given. What a controller "
+                "decides depends on the length of the training: go on with the same number of steps (with Hugging Face: max_steps or epochs), or "
+                "begin with a new ControllerLR and load model and optimizer alone."
+            )
         self.last_epoch = self._step_count = int(state_dict["last_epoch"])
         if state_dict["initial_rate"] != self.mdp.initial_rate:  # the optimizer's own rate has moved on
             self._begin(float(state_dict["initial_rate"]))
@@ -306,6 +315,12 @@ class ControllerLR(LRScheduler):
 
     def _begin(self, rate: float) -> None:
         """The decision process of a training that begins at this rate."""
+        limits = self._bound.mdp.rate_range()
+        if not limits.lowest <= rate <= limits.highest:
+            raise ValueError(
+                f"The training would begin at the rate {rate}, but initial_rate must be within the controller's range, [{limits.lowest}, "
+                f"{limits.highest}]: change the optimizer's lr, or give initial_rate=."
+            )
         mdp = replace(self._bound.mdp, initial_rate=rate, initial_rate_decades=0.0)
         self._process = mdp.begin(len(self._ratios) if self._is_grouped else 1, self.total_steps, self._loss_lower_bound)
         self._table = self._process.initial(1)
@@ -314,6 +329,9 @@ class ControllerLR(LRScheduler):
     def _look_at_table(self) -> None:
         self._record, self._recorded = self._process.record(self._table), Recorder(self._table, self._compiles)
         self._at_once: LoopDecision | Literal[False] | None = None
+
+    def _has_gradients(self) -> bool:
+        return any(parameter.grad is not None for group in self.optimizer.param_groups for parameter in group["params"])
 
     def _see_momentum(self) -> None:
         """The optimizer's own, which others may change; under one rate, the first group's."""
@@ -408,6 +426,7 @@ class ControllerLR(LRScheduler):
             if self._breaker is not None and is_safe:
                 self._breaker.controller_state = self._state
             if action is not None:
+                action = np.asarray(action)  # a tensor would warn
                 if not np.isfinite(action).all():
                     self._fall_back_from_action()
                     return
@@ -493,8 +512,8 @@ class ControllerLR(LRScheduler):
     def _check_actions(self) -> None:
         """Lets the controller decide once, for nothing, so that one that does not fit is found here, and one that can't be saved."""
         nothing = np.zeros((1, *self._process.observation_space.shape), np.float32)
-        action, state = self._bound.controller.predict(nothing, None, episode_start=np.array([True]), deterministic=True)
-        self._process.parse_actions(np.nan_to_num(action), 1)
+        action, state = decide(self._bound.controller, nothing, None, np.array([True]))
+        self._process.parse_actions(np.nan_to_num(np.asarray(action)), 1)
         if state is not None and not _can_be_saved(state):
             warnings.warn(f"{_UNSAVED} As it is, state_dict() raises.", UserWarning, stacklevel=3)
 

@@ -13,7 +13,7 @@ from benchmarks import time_to_result
 from benchmarks.baselines import extended_search, grid
 from benchmarks.lr_bench.engine import LocalEngine
 from benchmarks.memory import peak_bytes, reset_peak
-from benchmarks.runner import require_accuracy, run
+from benchmarks.runner import compare, require_accuracy, run
 from benchmarks.statistics import check_sample
 from benchmarks.terminal import check_output, run_command
 from benchmarks.time_to_result import Run, Watch, make_table
@@ -47,8 +47,11 @@ def test_diverged_training_scores_initial_loss_plus_one() -> None:
             self.calls += 1
             return np.array([[1e6 if self.calls == 3 else 0.1], [0.1]]), state
 
-    bounds = BoundController(ExplodeFirst(), MDP(action="rate")), constant(0.1).bind()
-    exploded, steady = (run(bound, "digits-mlp", [0, 1], horizon=10) for bound in bounds)
+    bounds = {"explode": BoundController(ExplodeFirst(), MDP(action="rate")), "steady": constant(0.1).bind()}
+    results = compare(bounds, "digits-mlp", [0, 1], horizon=10)
+    exploded, steady = results["explode"], results["steady"]
+    with pytest.raises(TypeError, match=r"for 'alone': bind it, BoundController\("):
+        compare({"alone": ExplodeFirst()}, "digits-mlp", [0, 1])  # type: ignore[dict-item]
     np.testing.assert_array_equal(exploded.diverged, [True, False])
     untrained = run(constant(1e-12).bind(), "digits-mlp", [0, 1], horizon=1)
     assert exploded.scores[0] == pytest.approx(untrained.scores[0] + 1, abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from agents.schedules import constant
 from lr_env import MDP, BoundController, FileFormatError, PolicyNetwork, RecurrentPolicy, load_controller, save_controller
 from lr_env.files import METADATA_KEY, pack, read_file, unpack, write_file
 
@@ -140,7 +142,7 @@ def test_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monke
     def fail(*arguments: object, **options: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("lr_env.files.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
         write_file(saved, "controller", {}, {})
     assert saved.read_bytes() == before
@@ -160,9 +162,21 @@ def test_packed_states_return() -> None:
     assert unpack(json.loads(json.dumps(pack(of_numbers, {}))), {}) == of_numbers
 
 
+def test_others_may_read_a_file(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_file(tmp_path / "x", "controller", {}, {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
 def test_only_policy_networks_are_saved(tmp_path: Path) -> None:
+    for wrong in ((object(), MDP()), (MDP(), PolicyNetwork(2, 1))):
+        with pytest.raises(TypeError, match=r"needs an object with predict\(\) and an MDP"):
+            BoundController(*wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="PolicyNetwork"):
-        save_controller(tmp_path / "x", BoundController(object(), MDP()))  # type: ignore[arg-type]
+        save_controller(tmp_path / "x", constant(0.1).bind())
     with pytest.raises(TypeError, match="object"):
         pack({"a": object()}, {})
 

@@ -181,6 +181,12 @@ class FailingLength(WithoutLength):
         raise NotImplementedError("unknown")
 
 
+@pytest.mark.parametrize("targets", [torch.zeros(40, 1), torch.zeros(40, dtype=torch.int64)])
+def test_cross_entropy_over_one_output_is_refused(targets: Tensor) -> None:
+    with pytest.raises(ValueError, match=r'cross-entropy over one class is always 0\. For regression give loss="mean_squared_error"'):
+        Task.from_tensors("regression", lambda: nn.Linear(3, 1), torch.zeros(40, 3), targets, batch_size=4)
+
+
 def ragged(index: int) -> Any:
     return torch.zeros(5 if index == 7 else 4), 0
 

@@ -402,6 +402,14 @@ def test_normalised_observations_are_not_exported() -> None:
     export_policy(make_model("ppo", env=VecNormalize(env(), norm_obs=False)), MDP())
 
 
+def test_a_file_doesn_t_tell_whether_observations_were_normalised(tmp_path: Path) -> None:
+    environments = [VecNormalize(make_sb3_env(2, task=tiny_task()), norm_obs=False) for _ in range(2)]
+    make_model("ppo", env=environments[0], n_steps=4, batch_size=8).learn(8).save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="does not know any more whether that normalised observations"):
+        export_policy(load_model("ppo", tmp_path / "model.zip"), MDP())
+    export_policy(stable_baselines3.PPO.load(tmp_path / "model.zip", env=environments[1]), make_sb3_env(2, task=tiny_task()).mdp)  # type: ignore[attr-defined]
+
+
 def test_policies_of_other_processes_are_not_exported() -> None:
     with pytest.raises(ValueError, match="not those of the decision process"):
         export_policy(make_model("ppo"), MDP(features=["progress"]))

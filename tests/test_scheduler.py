@@ -574,9 +574,33 @@ def test_after_the_last_step_the_rate_stays_and_it_warns_once() -> None:
 
 def test_a_fallback_at_the_last_step_stays_too() -> None:
     case = Case(total_steps=1, fallback=lambda step: 0.001)
-    case.controller.step(math.nan)
+    case.controller.step(math.nan * case.loss())
     with pytest.warns(UserWarning, match="the last rate stays"):
         assert case.step() == 0.001
+
+
+def test_a_step_without_gradients_is_warned_of() -> None:
+    case = Case()
+    case.loss()
+    case.optimizer.zero_grad()
+    with pytest.warns(UserWarning, match=r"no parameter has a gradient: call controller.step\(loss\) between"):
+        case.controller.step(1.0)
+
+
+def test_a_controller_of_tensors_and_one_without_a_state() -> None:
+    class Tensors(Constant):
+        def predict(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+            action, state = super().predict(*arguments, **options)
+            return torch.from_numpy(action), state
+
+    assert Case(controller=Tensors(0.5)).step() == Case(action=0.5).step()
+
+    class Alone(Constant):
+        def predict(self, *arguments: Any, **options: Any) -> Any:
+            return np.zeros((1, 1))
+
+    with pytest.raises(TypeError, match=r"Alone\.predict must return a pair"):
+        Case(controller=Alone())
 
 
 def test_accumulated_gradients() -> None:

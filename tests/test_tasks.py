@@ -147,3 +147,7 @@ def test_registered_tasks_are_made_once_and_names_are_taken_once() -> None:
     assert len(calls) == 1
     with pytest.raises(ValueError, match="'registered-by-a-test' is registered already"):
         register_task("registered-by-a-test", factory)
+    register_task("registered-by-a-test", lambda: tiny_task(horizon=3), replace=True)
+    assert as_family(make_task("registered-by-a-test")).variants[0].horizon == 3
+    with pytest.raises(TypeError, match="pass lambda: task"):
+        register_task("another-by-a-test", tiny_task())  # type: ignore[arg-type]

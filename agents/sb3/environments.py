@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from lr_env import LearningRateVectorEnv
+from lr_env import MDP, LearningRateVectorEnv
 from lr_env.checks import positive_integer
 from lr_env.training import Evaluation
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -91,6 +91,11 @@ class LearningRateVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         return observations
+
+    @property
+    def mdp(self) -> MDP:
+        """The decision process, as saved with a controller."""
+        return self.vector_env.mdp
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
         """One seed per member for the next reset, where :meth:`seed` gives consecutive ones."""

@@ -14,6 +14,7 @@ from lr_env.controllers import Activation, BoundController, Output, PolicyNetwor
 from lr_env.mdp import MDP
 from lr_env.seeding import preserved_global_generators
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -29,7 +30,7 @@ def export_policy(model: BaseAlgorithm, mdp: MDP) -> BoundController:
     """An MLP policy of SB3's PPO, A2C, SAC, TD3, DDPG or DQN as a network of its own, equal to the model's deterministic ``predict``.
 
     Args:
-        model: Trained with ``"MlpPolicy"``.
+        model: Trained with ``"MlpPolicy"``. Of a loaded SAC, TD3, DDPG or DQN nobody knows whether VecNormalize was there: it must not.
         mdp: The decision process that it was trained in.
 
     Returns:
@@ -39,6 +40,11 @@ def export_policy(model: BaseAlgorithm, mdp: MDP) -> BoundController:
         ValueError: If the policy is of another kind, was trained on normalised observations, or does not fit the decision process.
     """
     policy, normaliser = model.policy, model.get_vec_normalize_env()
+    if normaliser is None and isinstance(model, OnPolicyAlgorithm) and model._last_original_obs is not None:
+        raise ValueError(
+            "The model was trained with VecNormalize, but it does not know any more whether that normalised observations, which a controller does "
+            "not see. Load it with env=, the VecNormalize that it was trained with, and pass it to export_policy(); or train without."
+        )
     if normaliser is not None and normaliser.norm_obs:
         raise ValueError(
             "The model was trained on VecNormalize's observations, which a controller does not see; the environment's need no normalisation. "

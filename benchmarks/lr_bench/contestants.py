@@ -556,7 +556,10 @@ def _enter(name: str, sources: Sequence[str], suite: Suite, replaces_optimizer: 
             fitting[track] = (*fitting.get(track, ()), point)
     for refused in refusals.values():
         if len(refused) == len(suite.tracks):
-            raise ValueError(f"Contestant {name!r} fits none of the tracks {', '.join(suite.tracks)}: {min(refused)}")
+            raise ValueError(
+                f"Contestant {name!r} fits none of the tracks {', '.join(suite.tracks)}: {min(refused)} Or train one for a track, with "
+                f"lr-train --optimizer {suite.tracks[0]}."
+            )
     return Contestant(name, make, points=fitting, is_entered=True)
 
 

@@ -15,7 +15,7 @@ _FACTORIES: dict[str, Callable[[], Task | TaskFamily]] = {}
 _DATA_SETS: dict[str, tuple[str, ...]] = {}
 
 
-def register_task(name: str, factory: Callable[[], Task | TaskFamily], data_sets: tuple[str, ...] = ()) -> None:
+def register_task(name: str, factory: Callable[[], Task | TaskFamily], data_sets: tuple[str, ...] = (), *, replace: bool = False) -> None:
     """Makes ``factory()`` known as ``name``, for ``gym.make("LearningRate-v0", task=name)``.
 
     Args:
@@ -23,16 +23,21 @@ def register_task(name: str, factory: Callable[[], Task | TaskFamily], data_sets
         factory: Called when the task is first used.
         data_sets: Names of the :data:`lr_env.tasks.datasets.DATASETS` that ``factory`` loads, so that it can be known without a download
             whether they are at hand.
+        replace: Whether it may take the place of another one of this name.
 
     Raises:
+        TypeError: If the factory can't be called.
         ValueError: If the name is taken or a data set is unknown.
     """
-    if name in _FACTORIES:
-        raise ValueError(f"A task named {name!r} is registered already; choose another name.")
+    if not callable(factory):
+        raise TypeError(f"register_task(name, factory) needs a function that makes the task, but {factory!r} was given: pass lambda: task.")
+    if name in _FACTORIES and not replace:
+        raise ValueError(f"A task named {name!r} is registered already: choose another name, or pass replace=True.")
     for data_set in data_sets:
         if data_set not in DATASETS:
             raise unknown_name("data set", data_set, DATASETS)
     _FACTORIES[name], _DATA_SETS[name] = factory, data_sets
+    make_task.cache_clear()
 
 
 @cache

@@ -476,7 +476,14 @@ class Task:
         return "It is called as loss(outputs, targets) with whole minibatches."
 
     def _check_classes(self, targets: Tensor, num_classes: int) -> None:
-        if self.loss is not _cross_entropy or not isinstance(self.data, Data) or targets.is_floating_point() or targets.dtype == torch.bool:
+        if self.loss is not _cross_entropy or not isinstance(self.data, Data) or targets.dtype == torch.bool:
+            return
+        if num_classes == 1:
+            raise ValueError(
+                f"The model of task {self.name!r} has one output, but cross-entropy over one class is always 0. For regression give "
+                'loss="mean_squared_error", for two classes give the model two outputs.'
+            )
+        if targets.is_floating_point():
             return
         for name in SPLITS:
             labels = getattr(self.data, name).targets

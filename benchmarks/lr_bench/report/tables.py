@@ -228,8 +228,14 @@ def _untouched(standings: Sequence[Standing]) -> str:
     same = [name for name in there if len(set(RATE_FREE[name].values())) == 1]
     if not there:
         return ""
-    whatever = f"; {', '.join(same)} take their own steps, the same in all tracks, in place of the track's optimizer's" if same else ""
-    return f" {', '.join(there)} are not tuned: they find the rate themselves, at their defaults{whatever}."
+    own = "takes its own steps" if len(same) == 1 else "take their own steps"
+    whatever = f"; {_listed(same)} {own}, the same in all tracks, in place of the track's optimizer's" if same else ""
+    return f" Not tuned, as they find the rate themselves, at their defaults: {_listed(there)}{whatever}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Of names that may hold commas."""
+    return ", ".join(f"“{name}”" for name in names)
 
 
 def equivalents(summary: Summary) -> Table:
