@@ -168,16 +168,16 @@ def _measure(
 
 def make_table(results: Sequence[Result]) -> Table:
     """For people."""
-    table = Table(title="ControllerLR: what a step costs, one thread")
+    table = Table(title="ControllerLR: what a step costs, µs of one thread")
     for column in (
         "model",
         "optimizer",
         "compiled",
         "parameters",
-        "controller µs",
-        "bound µs",
-        "optimizer µs",
-        "pass µs",
+        "controller",
+        "bound",
+        "update",
+        "pass",
         "passes",
         "MB more",
         "of a step",
@@ -185,7 +185,7 @@ def make_table(results: Sequence[Result]) -> Table:
         table.add_column(column, justify="left" if column in ("model", "optimizer", "compiled") else "right")
     for result in results:
         times = (f"{1e6 * value:,.0f}" for value in (result.controller, result.bound, result.update, result.gradient_pass))
-        share = "" if result.training_step is None else f"{result.controller / result.training_step:.1%} of {1e3 * result.training_step:.1f} ms"
+        share = "" if result.training_step is None else f"{result.controller / result.training_step:.1%} of {1e3 * result.training_step:.0f} ms"
         table.add_row(
             result.model,
             result.optimizer,

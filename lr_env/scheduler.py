@@ -215,12 +215,12 @@ class ControllerLR(LRScheduler):
             return
         if "momentum_decades" in self._record:
             self._see_momentum()
-        if self._process.needs and not self._has_gradients():
-            self._warn_once(
-                "ControllerLR.step() was called where no parameter has a gradient: call controller.step(loss) between loss.backward() and "
-                "optimizer.step(), before zero_grad()."
-            )
         if not self._decides_at_once(losses):
+            if self._process.needs and not self._has_gradients():
+                self._warn_once(
+                    "ControllerLR.step() was called where no parameter has a gradient: call controller.step(loss) between loss.backward() and "
+                    "optimizer.step(), before zero_grad()."
+                )
             with full_precision(self._signals.device.type), torch.no_grad():
                 self._measure_and_decide(losses)
         self.last_epoch += 1
