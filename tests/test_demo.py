@@ -38,7 +38,7 @@ def test_demo_writes_table_controller_and_picture(options: demo.Options, capsys:
 
 
 def test_demo_resumes_a_killed_training(options: demo.Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, best = demo.training_files(options)
+    _, best, seconds_file = demo.training_files(options)
     whole, _ = demo.train(options)
     expected = best.read_bytes()
     for file in options.output.iterdir():
@@ -57,7 +57,8 @@ def test_demo_resumes_a_killed_training(options: demo.Options, monkeypatch: pyte
         demo.train(options)
     monkeypatch.setattr(demo.RunnerCache, "run", run)
     demo.train(dataclasses.replace(options, seed=4))  # in between, in the same folder
-    demo.train(options)
+    before = json.loads(seconds_file.read_text())
+    assert demo.train(options)[1] > before > 0
     assert best.read_bytes() == expected
     assert whole.mdp == lr_env.load_controller(best).mdp
 
