@@ -64,6 +64,9 @@ Configuration = TypeVar("Configuration")
 _CONFIGURATIONS: Mapping[str, Callable[[], Any]] = {"actor-critic": ActorCriticConfig, "ddpg": DDPGConfig, "dpi": PolicyIterationConfig}
 """Of this package's own algorithms."""
 
+_BAR_INTERVAL_OF_LOGS = 60.0
+"""Seconds between lines of the progress bar where it is written to a file."""
+
 
 class Agent(Protocol):
     """What learns: a class of :mod:`agents.ddpg`, :mod:`agents.policy_iteration`, :mod:`agents.online_training` or :mod:`agents.sb3`."""
@@ -192,7 +195,9 @@ class Training:
         self._since = {name: clock() - self.record[name] for name, clock in self._clocks.items()}
         with self._stopping_on_signals():
             self._evaluated = self._saved = agent.num_steps_taken
-            with tqdm(total=options.total_steps, initial=agent.num_steps_taken, desc=options.algorithm, unit=" steps", unit_scale=True) as self._bar:
+            interval = 0.1 if sys.stderr.isatty() else _BAR_INTERVAL_OF_LOGS
+            count: dict[str, Any] = {"total": options.total_steps, "initial": agent.num_steps_taken, "unit": " steps", "unit_scale": True}
+            with tqdm(desc=options.algorithm, mininterval=interval, **count) as self._bar:
                 agent.learn(options.total_steps, self._after_updates)
             self._save()
         history = self.record["history"]

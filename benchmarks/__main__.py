@@ -285,7 +285,8 @@ def run_benchmark(
 ) -> tuple[Benchmark, list[Cell]]:
     """Runs with a progress bar; returns the benchmark and the cells that it is about."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go {postfix}"
-    with tqdm(total=1.0, desc=suite.key, bar_format=layout, dynamic_ncols=True, smoothing=0.1) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log is not to be filled with bars
+    with tqdm(total=1.0, desc=suite.key, bar_format=layout, dynamic_ncols=True, smoothing=0.1, mininterval=interval) as bar:
 
         def show(what: str, done: float, known: float) -> None:
             bar.total = max(bar.total + known, bar.n + done)

@@ -10,18 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.rules import StochasticPolyak
-from agents.schedules import (
-    Schedule,
-    constant,
-    cosine,
-    exponential,
-    linear,
-    one_cycle,
-    reduce_on_plateau,
-    step_decay,
-    warmup_cosine,
-    warmup_stable_decay,
-)
+from agents.schedules import Schedule, constant, cosine, step_decay
 from benchmarks.runner import Result, Runner
 from lr_env.controllers import BoundController, Controller, decide
 from lr_env.mdp import MDP
@@ -49,20 +38,6 @@ def schedule_shapes(horizon: int, optimizer: str = "sgd") -> dict[str, Callable[
         "step": partial(step_decay, horizon=horizon),
     }
     return {name: partial(_bind_schedule, shape, optimizer) for name, shape in shapes.items()}
-
-
-def all_schedule_shapes(horizon: int, optimizer: str = "sgd") -> dict[str, Callable[[float], BoundController]]:
-    """Those and all others that people use, by name, each a function of its peak rate."""
-    others: dict[str, Callable[..., Schedule]] = {
-        "linear": linear,
-        "exponential": exponential,
-        "warm-up + cosine": warmup_cosine,
-        "warm-up–stable–decay": warmup_stable_decay,
-        "one-cycle": one_cycle,
-        "reduce on plateau": reduce_on_plateau,
-    }
-    further = {name: partial(_bind_schedule, partial(shape, horizon=horizon), optimizer) for name, shape in others.items()}
-    return schedule_shapes(horizon, optimizer) | further
 
 
 def polyak(value: float, optimizer: str = "sgd") -> BoundController:

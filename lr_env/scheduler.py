@@ -350,6 +350,7 @@ class ControllerLR(LRScheduler):
         if not self._signals.prepare(self._ratios):
             return False
         number = loss.item() if isinstance(loss, Tensor) else float(loss)
+        self._warn_below_bound(number)
         outcome = self._at_once(number, self._state, self.last_epoch % self._process.mdp.steps_per_action == 0)
         self._signals.release()
         if outcome == Outcome.SIGNALS_NOT_FINITE:
@@ -389,9 +390,17 @@ class ControllerLR(LRScheduler):
         is_finite = bool(np.isfinite(signals).all())
         self._signals.keep(is_finite)
         if is_finite:
+            self._warn_below_bound(float(signals[0, 0, 0]))
             self._decide(signals)
         else:
             self._fall_back()
+
+    def _warn_below_bound(self, loss: float) -> None:
+        if loss < self._loss_lower_bound:
+            self._warn_once(
+                f"A loss is below loss_lower_bound={self._loss_lower_bound:g}: the controller can't tell such losses apart. Give ControllerLR a "
+                "loss_lower_bound that no loss can fall below."
+            )
 
     def _measure(self, losses: Sequence[Tensor]) -> np.ndarray:
         """Signals ``(R, G, 1)``, of all ranks."""
@@ -420,9 +429,7 @@ class ControllerLR(LRScheduler):
             is_safe = self._breaker is not None and self._breaker.take(float(signals[0, 0, 0]) - process.lower_bound, self._table)
             action = None
             if self.last_epoch % self.mdp.steps_per_action == 0 or is_first:
-                action, self._state = self._bound.controller.predict(
-                    self.observation, self._state, episode_start=np.array([is_first]), deterministic=True
-                )
+                action, self._state = decide(self._bound.controller, self.observation, self._state, np.array([is_first]))
             if self._breaker is not None and is_safe:
                 self._breaker.controller_state = self._state
             if action is not None:

@@ -46,10 +46,9 @@ def test_a_rate_of_zero_does_not_stay_in_averages() -> None:
     assert abs(mean - last) < 1
 
 
-@pytest.mark.parametrize("base", ["sps", "cosine"])
-def test_what_a_residual_action_observes_does_not_depend_on_the_first_rate(base: str) -> None:
-    action = {"kind": "residual", "base": base, "rate": 0.1}
-    action = action if base != "sps" else {"kind": "residual", "base": base}
+@pytest.mark.parametrize("options_of_base", [{"base": "sps"}, {"base": "cosine", "rate": 0.1}], ids=["sps", "cosine"])
+def test_what_a_residual_action_observes_does_not_depend_on_the_first_rate(options_of_base: dict[str, Any]) -> None:
+    action = {"kind": "residual", **options_of_base}
     options: dict[str, Any] = {"task": tiny_task(), "features": ["log_rate", "daniel2016", "scale_free"], "action": action}
     seen = [roll_out(gym.make("LearningRate-v0", initial_rate=rate, **options), np.zeros((5, 1)), seed=0).observations for rate in (0.01, 1.0)]
     np.testing.assert_array_equal(*seen)

@@ -132,6 +132,15 @@ def test_an_action_that_is_not_finite_falls_back() -> None:
     assert isinstance(training.controller._at_once, LoopDecision)
 
 
+def test_a_loss_below_its_bound_is_warned_of() -> None:
+    training = Training(make_bound())
+    for _ in range(3):
+        training.step()
+    with pytest.warns(UserWarning, match="A loss is below loss_lower_bound=0"):
+        training.controller.step(-1.0)
+    assert isinstance(training.controller._at_once, LoopDecision)
+
+
 def test_a_step_that_the_kernel_can_t_read_is_python_s() -> None:
     def spoil(number: int) -> Callable[[nn.Module], None]:
         def change(model: nn.Module) -> None:

@@ -587,6 +587,15 @@ def test_a_step_without_gradients_is_warned_of() -> None:
         case.controller.step(1.0)
 
 
+def test_a_loss_below_its_bound_is_warned_of_once() -> None:
+    case, told = Case(), Case(loss_lower_bound=-10.0)
+    case.step()
+    told.controller.step(told.loss() - 5)
+    with pytest.warns(UserWarning, match="A loss is below loss_lower_bound=0: .* Give ControllerLR a loss_lower_bound"):
+        case.controller.step(case.loss() - 5)
+    case.controller.step(case.loss() - 5)
+
+
 def test_a_controller_of_tensors_and_one_without_a_state() -> None:
     class Tensors(Constant):
         def predict(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:

@@ -747,7 +747,8 @@ def _falsifiers(
             return None, f"{opponent} and {controller} have not both finished such a task."
         ratio = f"{row.ratio.estimate:+.1f} % [{row.ratio.low:+.1f}, {row.ratio.high:+.1f}]".replace("-", "−")
         p_value = row.p_value if row.adjusted is None else row.adjusted
-        return row.verdict != "beats", f"Loss {ratio} against {opponent}, p = {p_value:.3f}, over {row.tasks} of {row.expected} tasks."
+        chance = "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+        return row.verdict != "beats", f"Loss {ratio} against {opponent}, p {chance}, over {row.tasks} of {row.expected} tasks."
 
     yield falsifier("A replay of its own average rates equals it", *equals(f"{controller}: same-instance replay"))
     for contestant in _rate_free(track, controller):

@@ -142,7 +142,7 @@ class Standing:
         scored: Tasks that the normalised scores are taken over.
         interquartile_mean: Of S over tasks and trainings, clipped to [−1, 3].
         mean: Of S, clipped.
-        worst: Lowest mean S of a task, clipped; as the lowest of several means it is biased downwards, and has no interval that says so.
+        worst: Lowest mean S of a task, clipped; the lowest of several means, it is biased downwards, and no interval of it would cover.
         worst_task: That task.
         improvement: Probability that a training ends lower than the rival's, mean over tasks.
         against_rival: None for the rival itself.

@@ -215,9 +215,8 @@ def leaderboard(summary: Summary, track: str) -> Table:
     )
     note = (
         f"S is 0 for torch's default rate and 1 for the schedule {RIVAL}; clipped to [−1, 3]; over {scored} tasks where the two differ enough. "
-        f"95 % intervals: of the interquartile mean on {of_scores}; of the loss on "
-        f"{of_losses}; of P(better), the chance to end lower than the rival, which the page and the CSV have, on {of_chances}. "
-        f"Contestants with missing cells have no aggregates.{few}{_untouched(standings)}"
+        f"95 % intervals: of the interquartile mean on {of_scores}; of the loss on {of_losses}; of P(better), the chance to end lower than "
+        f"the rival, which the page and the CSV have, on {of_chances}. Contestants with missing cells have no aggregates.{few}{_untouched(standings)}"
     )
     return _table(f"leaderboard-{track}", f"Leaderboard, {track_name(track)}", columns, rows, summary, note)
 
