@@ -155,6 +155,22 @@ def test_a_share_of_trainings_has_no_label_noise() -> None:
     assert "noisy_fraction" not in FamilySpecification().to_dict()  # older digests stay as they are
 
 
+def test_a_share_of_trainings_is_scaled() -> None:
+    ranges = {"input_scale_decades": (-0.75, -0.5), "initialisation_scale_decades": (0.1, 0.3)}
+    family, every = varied(scaled_fraction=0.3, **ranges), varied(**ranges)
+    drawn, all_scaled = (
+        np.array([(each.draw_input_scale(seed), each.draw_initialisation_scale(seed)) for seed in (Streams(number).family for number in range(300))])
+        for each in (family, every)
+    )
+    is_scaled = (drawn != 1).any(1)
+    assert abs(is_scaled.mean() - 0.3) < 0.06
+    assert (drawn[~is_scaled] == 1).all() and (drawn[is_scaled] == all_scaled[is_scaled]).all()  # by the same factors
+    assert (is_scaled == [child(seed, 3).random() < 0.3 for seed in range(300)]).all()
+    specification = FamilySpecification(scaled_fraction=0.5)
+    assert specification.family().scaled_fraction == 0.5 == FamilySpecification.from_dict(specification.to_dict()).scaled_fraction
+    assert "scaled_fraction" not in FamilySpecification().to_dict()
+
+
 def test_label_noise_of_numbers_takes_those_of_other_examples() -> None:
     task = Task("numbers", lambda: nn.Linear(1, 1), "mean_squared_error", _line(), batch_size=10)
     family = TaskFamily("noisy", task, label_noise=(0.5, 0.5))

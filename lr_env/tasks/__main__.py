@@ -29,13 +29,13 @@ def describe(family: TaskFamily) -> tuple[str, ...]:
     sizes = {_sizes(task) for task in tasks}
     num_parameters = [sum(parameter.numel() for parameter in task.initial_model(0).parameters()) for task in tasks]
     varies = [f"{family.num_variants} variants"] if family.num_variants > 1 else []
+    scaled, noisy = ("" if fraction == 1 else f" in {fraction:.0%} of trainings" for fraction in (family.scaled_fraction, family.noisy_fraction))
     if family.varies_inputs:
-        varies.append("inputs × 10^({:g} to {:g})".format(*family.input_scale_decades))
+        varies.append("inputs × 10^({:g} to {:g})".format(*family.input_scale_decades) + scaled)
     if family.varies_initialisation:
-        varies.append("initial weights × 10^({:g} to {:g})".format(*family.initialisation_scale_decades))
+        varies.append("initial weights × 10^({:g} to {:g})".format(*family.initialisation_scale_decades) + scaled)
     if family.varies_labels:
-        share = "" if family.noisy_fraction == 1 else f" in {family.noisy_fraction:.0%} of trainings"
-        varies.append("label noise {:g} to {:g}".format(*family.label_noise) + share)
+        varies.append("label noise {:g} to {:g}".format(*family.label_noise) + noisy)
     return (
         sizes.pop() if len(sizes) == 1 else "by variant",
         _span(num_parameters, ",.0f"),

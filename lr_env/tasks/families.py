@@ -76,6 +76,7 @@ class FamilySpecification:
         label_noise: See there.
         initial_rate_decades: See there.
         noisy_fraction: See there.
+        scaled_fraction: See there.
         num_variants: See there.
         family_seed: See there.
 
@@ -103,6 +104,7 @@ class FamilySpecification:
     family_seed: int = 0
     initial_rate_decades: float = 0.0
     noisy_fraction: float = 1.0
+    scaled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -143,7 +145,11 @@ class FamilySpecification:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        for name in ("initial_rate_decades", "noisy_fraction"):  # younger than the others: what was saved or digested without them stays as it is
+        for name in (
+            "initial_rate_decades",
+            "noisy_fraction",
+            "scaled_fraction",
+        ):  # younger than the others: what was saved or digested without them stays as it is
             if data[name] == getattr(type(self), name):
                 del data[name]
         data["optimizers"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in self.optimizers]
@@ -158,7 +164,7 @@ class FamilySpecification:
         ranges = ((float(low), float(high)) for low, high in (self.input_scale_decades, self.initialisation_scale_decades, self.label_noise))
         inputs, initialisation, labels = ranges
         variants = self.draw, inputs, self.num_variants, self.family_seed
-        return TaskFamily(self.name, *variants, initialisation, labels, self.initial_rate_decades, self.noisy_fraction)
+        return TaskFamily(self.name, *variants, initialisation, labels, self.initial_rate_decades, self.noisy_fraction, self.scaled_fraction)
 
     def draw(self, generator: np.random.Generator) -> Variant:
         """A variant.
@@ -273,13 +279,15 @@ SMALL_WIDE = replace(
     activations=("relu", "relu", "tanh", "elu", "softplus"),
     convolutions=(1, 3),
     batch_size=(8, 100),
-    horizon=(40, 8000),
+    horizon=(40, 4000),
     data_fraction=(0.3, 1.0),
     label_noise=(0.0, 0.25),
     noisy_fraction=0.5,
+    scaled_fraction=0.5,
     family_seed=1000,
 )
-"""For training too, more widely: regression among the tasks, half of the trainings without label noise, and longer ones."""
+"""For training too, more widely: regression among the tasks, half of the trainings without label noise, half with inputs and initial weights as
+people have them, and longer ones."""
 
 SMALL_HELD_OUT = FamilySpecification(
     name="small-heldout",

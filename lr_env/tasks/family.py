@@ -15,7 +15,7 @@ from lr_env.checks import number, number_range, number_within, positive_integer
 from lr_env.seeding import check_seed
 from lr_env.tasks.task import Data, Task
 
-INITIALISATION, LABELS, EXAMPLES = range(3)
+INITIALISATION, LABELS, EXAMPLES, SCALES = range(4)
 """Children of a training's family stream, by what they draw; the input scale is drawn from the stream itself. New ones go to the end,
 so that they leave the others' draws as they are."""
 
@@ -70,7 +70,8 @@ def check_draws(values: Mapping[str, Any]) -> None:
     for name, lowest, highest in (("input_scale_decades", -10, 10), ("initialisation_scale_decades", -10, 10), ("label_noise", 0, 1)):
         number_range(name, values[name], lowest, highest)
     number_within("initial_rate_decades", values["initial_rate_decades"], 0, 4)
-    number_within("noisy_fraction", values["noisy_fraction"], 0, 1)
+    for name in ("noisy_fraction", "scaled_fraction"):
+        number_within(name, values[name], 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,7 @@ class TaskFamily:
         initial_rate_decades: In place of the MDP's, where it is not 0: each training starts ``10**u`` off the initial rate, u uniform in
             ± this number; in [0, 4].
         noisy_fraction: Probability that a training has label noise at all, in [0, 1].
+        scaled_fraction: Probability that a training's inputs and initial parameters are scaled at all, in [0, 1].
 
     Raises:
         TypeError: If ``task`` is no task and draws none, the seed is no integer, or a range no pair of numbers.
@@ -110,6 +112,7 @@ class TaskFamily:
     label_noise: tuple[float, float] = (0.0, 0.0)
     initial_rate_decades: float = 0.0
     noisy_fraction: float = 1.0
+    scaled_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         positive_integer("num_variants", self.num_variants)
@@ -175,11 +178,11 @@ class TaskFamily:
 
     def draw_input_scale(self, seed: np.random.SeedSequence) -> float:
         """The factor on the inputs of the training with this stream."""
-        return float(10.0 ** np.random.default_rng(seed).uniform(*self.input_scale_decades))
+        return float(10.0 ** np.random.default_rng(seed).uniform(*self.input_scale_decades)) if self._is_scaled(seed) else 1.0
 
     def draw_initialisation_scale(self, seed: np.random.SeedSequence) -> float:
         """The factor on its initial parameters of two or more dimensions."""
-        return float(10.0 ** _generator(seed, INITIALISATION).uniform(*self.initialisation_scale_decades))
+        return float(10.0 ** _generator(seed, INITIALISATION).uniform(*self.initialisation_scale_decades)) if self._is_scaled(seed) else 1.0
 
     def draw_labels(self, seed: np.random.SeedSequence) -> Tensor:
         """Its training targets, of the first variant, with noise: ``(M, …)``."""
@@ -202,6 +205,9 @@ class TaskFamily:
         data = self.variants[0].data
         assert isinstance(data, Data)
         return torch.from_numpy(_generator(seed, EXAMPLES).permutation(len(data.train))[: self.num_examples])
+
+    def _is_scaled(self, seed: np.random.SeedSequence) -> bool:
+        return self.scaled_fraction == 1 or _generator(seed, SCALES).random() < self.scaled_fraction
 
     @cached_property
     def _variants(self) -> tuple[Variant, ...]:
