@@ -1,4 +1,4 @@
-"""Whole trainings under a controller, and the fixed ones on which the training command evaluates controllers."""
+"""Whole trainings under a controller, and the fixed ones on which the training command evaluates controllers and reports on the best."""
 
 from __future__ import annotations
 
@@ -64,7 +64,6 @@ class EvaluationTrainings:
     def __init__(self, family: TaskFamily, options: TrainingOptions, mdp: MDP, arguments: Mapping[str, Any]) -> None:
         self.family, self.options, self.arguments = family, options, arguments
         self.count = _multiple(options.evaluation_trainings, family.num_variants)
-        self.seeds = role_seeds(options.seed, Role.EVALUATE, self.count)
         reward = mdp.to_dict()["reward"]
         self.loss_floor = reward.get("loss_floor", 0.0) if isinstance(reward, dict) and reward.get("kind", "log_loss") == "log_loss" else 0.0
         action = {"kind": "residual", "base": "constant", "decades": REFERENCE_DECADES}
@@ -72,12 +71,12 @@ class EvaluationTrainings:
         self.reference_mdp = dataclasses.replace(mdp, action=action, initial_rate_decades=0.0, reward_on="final", **simple)
         self._environments: dict[str, LearningRateVectorEnv] = {}
 
-    def run(self, bound: BoundController) -> Scores:
-        """Deterministic scores of a controller."""
+    def run(self, bound: BoundController, role: Role = Role.EVALUATE) -> Scores:
+        """Deterministic scores of a controller, on the trainings of a role."""
         key = repr(bound.mdp)
         if key not in self._environments:
             self._environments[key] = self._environment(bound.mdp, self.count)
-        return _scores(self._environments[key], bound.controller, self.seeds, self.loss_floor)
+        return _scores(self._environments[key], bound.controller, role_seeds(self.options.seed, role, self.count), self.loss_floor)
 
     def tune_reference(self) -> dict[str, Any]:
         """The best constant of the grid on other seeds, and its score on these: a JSON-ready mapping."""
@@ -93,8 +92,8 @@ class EvaluationTrainings:
         return reference | {"factor": float(10 ** (REFERENCE_DECADES * reference["action"])), "score": result.mean, "tuning": grid}
 
     def compare(self, bound: BoundController, reference: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores of each training under the controller and under the reference: a JSON-ready mapping."""
-        scores, expected = self.run(bound), self.run(self._reference(reference))
+        """Scores of each of other trainings, by which nothing was chosen, under the controller and under the reference: a JSON-ready mapping."""
+        scores, expected = (self.run(each, Role.REPORT) for each in (bound, self._reference(reference)))
         return {"controller": scores.values.tolist(), "reference": expected.values.tolist(), "diverged": scores.diverged.tolist()}
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from lr_env import __version__
 from lr_env.checks import unknown_name
@@ -276,9 +277,17 @@ class Training:
         lines = [f"{state}: {self.agent.num_steps_taken:,} steps of {self.options.algorithm} in {self.record['seconds']:.0f} s."]
         if history:
             best = min(history, key=lambda entry: float(entry["score"]))
+            constant = f"best constant rate, {reference['factor']:.3g} times the initial rate"
             lines.append(
-                f"Mean log10 of the final training loss, {self.evaluation.count} trainings: {best['score']:+.3f} (after {best['steps']:,} steps); "
-                f"best constant rate, {reference['factor']:.3g} times the initial rate: {reference['score']:+.3f}."
+                f"Mean log10 of the final training loss, {self.evaluation.count} trainings: {best['score']:+.3f} (best, after {best['steps']:,} "
+                f"steps); {constant}: {reference['score']:+.3f}."
+            )
+        if "trainings" in self.record:
+            scores, expected = (np.array(self.record["trainings"][name]) for name in ("controller", "reference"))
+            error = (scores - expected).std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
+            lines.append(
+                f"On {len(scores)} other trainings, by which nothing was chosen: {scores.mean():+.3f}; that constant rate: {expected.mean():+.3f}; "
+                f"difference {(scores - expected).mean():+.3f} ± {error:.3f} (standard error)."
             )
         return "\n".join([*lines, f"Written: {self.controller_path}, {self.record_path.name}, {self.checkpoint_path.name}"])
 

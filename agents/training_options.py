@@ -114,7 +114,7 @@ class TrainingOptions(Process):
         return self.steps or defaults.get(self.algorithm, 300_000)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Process):
     """Options of an export.
 
@@ -122,7 +122,7 @@ class ExportOptions(Process):
     :func:`agents.sb3.make_sb3_env` has relative actions by default, for SAC, TD3 and DDPG too: give ``--action relative`` then.
     """
 
-    model: Annotated[Path, tyro.conf.Positional] = Path("model.zip")
+    model: Annotated[Path, tyro.conf.Positional]
     """File that SB3's ``model.save`` wrote. Loading it runs code: trust it first."""
     algorithm: Algorithm = "ppo"
     """Whose model it is."""
@@ -140,7 +140,14 @@ def environment_arguments(options: TrainingOptions) -> dict[str, Any]:
 
 
 def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = False) -> dict[str, Any]:
-    """Arguments of the decision process, with the defaults that suit the algorithm."""
+    """Arguments of the decision process, with the defaults that suit the algorithm.
+
+    Raises:
+        ValueError: If one is malformed, or has an option of its own.
+    """
+    further = assignments("environment", options.environment)
+    if found := next((name for name in ("task", "num_envs", "compile", "device", "num_processes") if name in further), None):
+        raise ValueError(f"environment can't hold {found!r}: use the option --{found.replace('_', '-')}.")
     on_reference = is_family or algorithm in RESIDUAL_ALGORITHMS
     names = ["scale_free", "residual" if on_reference else "relative", "log_loss", "reference" if on_reference else "next_batch"]
     defaults = dict(zip(("features", "action", "reward", "reward_on"), names, strict=True))
@@ -168,7 +175,7 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         "lr_max": options.lr_max,
         "initial_rate": options.initial_rate,
         "initial_rate_decades": options.initial_rate_decades,
-    } | assignments("environment", options.environment)
+    } | further
 
 
 def check_options(options: TrainingOptions) -> None:

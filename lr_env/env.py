@@ -219,7 +219,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         self.observation_space, self.action_space = self.episodes.observation_space, self.episodes.action_space
         self._members = np.arange(1)
         self._state = "new"  # then "running" or "ended"
-        self._history: list[tuple[float, float]] = []
+        self._history: list[tuple[float, np.ndarray]] = []
 
     @property
     def mdp(self) -> MDP:
@@ -270,7 +270,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
         return outcome.observations[0], float(outcome.rewards[0]), terminated, truncated, self._info(outcome)
 
     def render(self) -> np.ndarray | None:
-        """The loss and the rate so far as an image ``(height, width, 3)``, uint8; None without a render mode.
+        """The loss and the rates so far as an image ``(height, width, 3)``, uint8; None without a render mode.
 
         Raises:
             ResetNeeded: Before the first reset.
@@ -318,7 +318,7 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     def _info(self, outcome: Outcome) -> dict[str, Any]:
         loss, rates = float(outcome.losses[0]), outcome.rates[0]
         if self.render_mode is not None:
-            self._history.append((loss, float(rates[0])))
+            self._history.append((loss, rates.copy()))
         rate = float(rates[0]) if len(rates) == 1 else rates.copy()
         info = {"loss": loss, "learning_rate": rate, "step": int(outcome.steps[0]), "diverged": bool(outcome.diverged[0])}
         if self.mdp.circuit_breaker is not False:

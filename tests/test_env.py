@@ -180,6 +180,17 @@ def test_pictures_show_the_training() -> None:
     assert (frames[0] != frames[1]).any() and (frames[1] != frames[2]).any()
 
 
+def test_pictures_show_the_rates_of_all_groups() -> None:
+    pictures = []
+    for last in (-1.0, 1.0):
+        env = gym.make("LearningRate-v0", horizon=6, lr_groups="layer", render_mode="rgb_array")
+        env.reset(seed=0)
+        for _ in range(3):
+            env.step([0.5] * (env.action_space.shape[0] - 1) + [last])  # type: ignore[index]
+        pictures.append(env.render())
+    assert (pictures[0][:180] != pictures[1][:180]).mean() < (pictures[0][200:] != pictures[1][200:]).mean()
+
+
 def test_a_diverged_training_can_be_rendered() -> None:
     env = gym.make("LearningRate-v0", action="rate", render_mode="rgb_array")
     rollout = roll_out(env, [[0.0], [RUINOUS_RATE], [RUINOUS_RATE]])

@@ -115,11 +115,14 @@ def test_other_seeds_give_other_controllers(tmp_path: Path) -> None:
 
 def test_the_result_is_the_best_controller_with_a_record(tmp_path: Path) -> None:
     training = Training(options(tmp_path, algorithm="a2c", steps=800))
-    training.run()
+    summary = training.run()
     record = json.loads((tmp_path / "training.json").read_text())
-    scores = [entry["score"] for entry in record["history"]]
-    assert np.mean(record["trainings"]["controller"]) == pytest.approx(min(scores))
-    assert np.mean(record["trainings"]["reference"]) == pytest.approx(record["reference"]["score"])
+    evaluation, best = Training(options(tmp_path / "other", algorithm="a2c", steps=800)).evaluation, load_controller(training.controller_path)
+    assert evaluation.run(best).mean == pytest.approx(min(entry["score"] for entry in record["history"]))
+    # What is reported is none of what the best was chosen by.
+    fresh = evaluation.run(best, Role.REPORT).values
+    assert record["trainings"]["controller"] == fresh.tolist() and not set(fresh).intersection(evaluation.run(best).values)
+    assert f"by which nothing was chosen: {fresh.mean():+.3f}; that constant rate: {np.mean(record['trainings']['reference']):+.3f}" in summary
     assert record["is_finished"]
     assert record["seconds"] > 0
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
@@ -268,6 +271,7 @@ def test_what_is_evaluated_is_what_is_trained(environment: tuple[str, ...], tmp_
         ({"hyperparameters": ("discount=x",), "algorithm": "ddpg"}, "wrong type"),
         ({"hyperparameters": ("discont=2",), "algorithm": "ddpg"}, "Did you mean 'discount'"),
         ({"environment": ("horizonn=3",)}, "Did you mean 'horizon'"),
+        ({"environment": ("num_processes=2",)}, "environment can't hold 'num_processes': use the option --num-processes"),
         ({"hyperparameters": ("use_sde=true",)}, "can't be exported"),
         ({"hyperparameters": ("batch_size=1.5",)}, "batch_size must be a whole number, but 1.5"),
         ({"hyperparameters": ("batch_size=0.5",), "algorithm": "ddpg"}, "batch_size must be a whole number, but 0.5"),
@@ -319,6 +323,10 @@ def test_wrong_command_lines_exit_in_words(tmp_path: Path, capsys: pytest.Captur
         main(["export", str(tmp_path / "missing.zip")])
     assert raised.value.code == 2
     assert "There is no file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as raised:
+        main(["export"])
+    assert raised.value.code == 2
+    assert "required" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
