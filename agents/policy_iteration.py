@@ -4,9 +4,9 @@ Trainings differ far more from one another than a rate changes one of them, so t
 given. Here the very same training, with the same weights, batches and draws, is made several times side by side, each with another action that is
 held from the first step to the last. What each earns over the one with the action 0, the schedule or rule that a residual action corrects, is what
 that action is worth in this training, and nothing else. A network then learns, from what was observed on the way in any of them, the action that is
-worth most: it recognises the training by how it goes. That is one step of direct policy iteration (Lazaric, Ghavamzadeh, Munos 2010, "Analysis of a
-classification-based policy iteration algorithm"), from the policy that always acts 0, with an action's worth interpolated between those that were
-tried.
+worth most: it recognises the training by how it goes, for which it should see the action that is held too (``previous_action``). That is one step
+of direct policy iteration (Lazaric, Ghavamzadeh, Munos 2010, "Analysis of a classification-based policy iteration algorithm"), from the policy that
+always acts 0, with an action's worth interpolated between those that were tried.
 
 What an action is worth from the first step on stands for what it is worth from the present one: they are the same early in a training, where most
 is decided, and part later.

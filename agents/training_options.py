@@ -21,6 +21,18 @@ Algorithm: TypeAlias = Literal["a2c", "actor-critic", "ddpg", "dpi", "dqn", "ppo
 RESIDUAL_ALGORITHMS = ("ddpg", "dpi", "sac", "td3")
 """They correct a rule's rate: with relative actions, whose effects add up, they get stuck at the lowest rate more easily."""
 
+RECOGNITION_FEATURES = (
+    "scale_free",
+    "relative_loss_deviation",
+    "loss_average_gap",
+    "gradient_norm_change",
+    "previous_action",
+    "log_weight_norm",
+    "log_gradient_norm",
+    "log_loss",
+)
+"""For dpi, whose network recognises a training by how it goes under the action that is held: what is seen says little without that action."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -29,7 +41,9 @@ class Process:
     optimizer: str = "sgd"
     """Name or mapping of the optimizer whose rate is controlled."""
     features: tuple[str, ...] | None = None
-    """Names of features or sets of them. By default ``scale_free``; ``xu2017``, the loss, for actor-critic."""
+    """Names of features or sets of them. By default ``scale_free``; for dpi that and ``relative_loss_deviation``, ``loss_average_gap``,
+    ``gradient_norm_change``, ``previous_action``, ``log_weight_norm``, ``log_gradient_norm`` and ``log_loss``; ``xu2017``, the loss, for
+    actor-critic."""
     action: str | None = None
     """``relative``, ``absolute``, ``residual`` or ``discrete``, or a mapping. By default ``discrete`` for dqn, ``rate`` for
     actor-critic, ``residual`` for families and for ddpg, dpi, sac and td3, else ``relative``."""
@@ -150,14 +164,14 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         raise ValueError(f"environment can't hold {found!r}: use the option --{found.replace('_', '-')}.")
     on_reference = is_family or algorithm in RESIDUAL_ALGORITHMS
     names = ["scale_free", "residual" if on_reference else "relative", "log_loss", "reference" if on_reference else "next_batch"]
-    defaults = dict(zip(("features", "action", "reward", "reward_on"), names, strict=True))
+    defaults: dict[str, Any] = dict(zip(("features", "action", "reward", "reward_on"), names, strict=True))
     if algorithm == "actor-critic":
         defaults = ONLINE_ENVIRONMENT
     elif algorithm == "dqn":
         defaults["action"] = "discrete"
     elif algorithm == "dpi":
-        defaults["reward_on"] = "final"
-    features = options.features or (defaults["features"],)
+        defaults |= {"features": RECOGNITION_FEATURES, "reward_on": "final"}
+    features = options.features or defaults["features"]
     given = _name_or_mapping("reward", options.reward or defaults["reward"])
     reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
     if options.loss_floor is not None:
@@ -166,7 +180,7 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         reward.setdefault("loss_floor", 0.01)
     return {
         "optimizer": _name_or_mapping("optimizer", options.optimizer),
-        "features": features[0] if len(features) == 1 else list(features),
+        "features": features if isinstance(features, str) else features[0] if len(features) == 1 else list(features),
         "action": _name_or_mapping("action", options.action or defaults["action"]),
         "reward": reward if len(reward) > 1 else reward["kind"],
         "reward_on": options.reward_on or defaults["reward_on"],
