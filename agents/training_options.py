@@ -171,7 +171,9 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         defaults["action"] = "discrete"
     elif algorithm == "dpi":
         defaults |= {"features": RECOGNITION_FEATURES, "reward_on": "final"}
-    features = options.features or defaults["features"]
+    features: Any = options.features or defaults["features"]
+    if not isinstance(features, str):
+        features = features[0] if len(features) == 1 else list(features)
     given = _name_or_mapping("reward", options.reward or defaults["reward"])
     reward = {"kind": given} if isinstance(given, str) else {"kind": "log_loss"} | given
     if options.loss_floor is not None:
@@ -180,7 +182,7 @@ def process_arguments(options: Process, algorithm: Algorithm, is_family: bool = 
         reward.setdefault("loss_floor", 0.01)
     return {
         "optimizer": _name_or_mapping("optimizer", options.optimizer),
-        "features": features if isinstance(features, str) else features[0] if len(features) == 1 else list(features),
+        "features": features,
         "action": _name_or_mapping("action", options.action or defaults["action"]),
         "reward": reward if len(reward) > 1 else reward["kind"],
         "reward_on": options.reward_on or defaults["reward_on"],

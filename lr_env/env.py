@@ -41,7 +41,8 @@ class LearningRateEnv(gym.Env[np.ndarray, Any]):
     1 unless ``lr_groups`` says otherwise. All logarithms are base 10, all features are clipped to
     ±10 and need no further normalisation. ℓ: minibatch loss; b: its lower bound (0 for classification); g: gradient; u: direction; w:
     weights; η: rate in force (the last one applied; before the first decision the initial one, or that of what a residual action
-    corrects); T: horizon; EMA₅: exponential moving average over 5 SGD steps. With several groups g, u, w, η, μ and a are the group's own, and all else is the training's.
+    corrects); T: horizon; EMA₅: exponential moving average over 5 SGD steps. With several groups g, u, w, η, μ and a are the group's own, and
+    all else is the training's.
 
     | Feature | Formula | Typical range | Unit |
     |---|---|---|---|

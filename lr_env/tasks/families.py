@@ -51,6 +51,10 @@ KINDS = (
 """What a variant draws, each from a child of the variant's stream. New ones go to the end, so that they leave the others' draws as they are."""
 
 
+_YOUNGER = ("initial_rate_decades", "noisy_fraction", "scaled_fraction")
+"""Entries of a specification that earlier versions did not have."""
+
+
 @dataclass(frozen=True)
 class FamilySpecification:
     """A family as plain data: lists to choose from, each entry equally likely, and ranges ``[low, high]``, both ends included.
@@ -145,11 +149,7 @@ class FamilySpecification:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        for name in (
-            "initial_rate_decades",
-            "noisy_fraction",
-            "scaled_fraction",
-        ):  # younger than the others: what was saved or digested without them stays as it is
+        for name in _YOUNGER:  # what was saved or digested without them stays as it is
             if data[name] == getattr(type(self), name):
                 del data[name]
         data["optimizers"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in self.optimizers]
