@@ -90,7 +90,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self._ended = np.ones(self.num_envs, bool)
         self._everyone = np.ones(self.num_envs, bool)
         self._everyone.flags.writeable = False  # part of what each step returns
-        self._histories: list[list[tuple[float, float]]] = [[] for _ in range(self.num_envs)]
+        self._histories: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(self.num_envs)]
 
     @property
     def mdp(self) -> MDP:
@@ -260,7 +260,7 @@ class LearningRateVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         if self.render_mode is not None:
             everyone = np.arange(self.num_envs) if members is None else members
             for member in everyone if recorded is None else recorded:
-                self._histories[member].append((float(losses[member]), float(rates[member, 0])))
+                self._histories[member].append((float(losses[member]), rates[member].copy()))
         values = {"loss": losses, "learning_rate": rates[:, 0] if rates.shape[1] == 1 else rates, "step": outcome.steps}
         values["diverged"] = outcome.diverged
         if self.mdp.circuit_breaker is not False:

@@ -189,6 +189,11 @@ def test_pictures_show_the_rates_of_all_groups() -> None:
             env.step([0.5] * (env.action_space.shape[0] - 1) + [last])  # type: ignore[index]
         pictures.append(env.render())
     assert (pictures[0][:180] != pictures[1][:180]).mean() < (pictures[0][200:] != pictures[1][200:]).mean()
+    envs = gym.make_vec("LearningRate-v0", num_envs=2, horizon=6, lr_groups="layer", render_mode="rgb_array")
+    envs.reset(seed=0)
+    for _ in range(3):
+        envs.step(np.array([[0.5] * (envs.single_action_space.shape[0] - 1) + [1.0]] * 2))  # type: ignore[index]
+    np.testing.assert_array_equal(envs.render()[0], pictures[1])  # type: ignore[index]
 
 
 def test_a_diverged_training_can_be_rendered() -> None:
